@@ -1,0 +1,1 @@
+"""What watches: drift and performance jobs, reports, metrics and alert rules."""

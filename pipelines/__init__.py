@@ -1,0 +1,1 @@
+"""Prefect flows: a flow reads as a list of steps."""

@@ -1,0 +1,1 @@
+"""What answers requests: the prediction service and the label intake."""

@@ -1,0 +1,264 @@
+"""What a model declares about itself: fields, target, and the policies by which it is judged, rolled out and watched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trellis.errors import ContractError
+
+FieldKind = Literal["float", "int", "bool", "category", "text", "timestamp", "tensor"]
+Task = Literal["binary", "multiclass", "regression"]
+
+_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named column.
+
+    Attributes:
+        name: Lower snake case.
+        kind: ``float`` and ``int`` are numbers; ``category`` a string of a closed or open set; ``text`` free text;
+            ``timestamp`` UTC, RFC 3339 on the wire and ``datetime64[us]`` in a batch; ``tensor`` a float32 array.
+        description: One sentence, with the unit where there is one.
+        minimum: Smallest allowed value, inclusive (numbers and tensors).
+        maximum: Largest allowed value, inclusive.
+        choices: The closed set of a category; None leaves it open.
+        max_length: Longest allowed string, in characters.
+        shape: Shape of one row of a tensor, for example ``(1, 8, 8)``; empty for scalars.
+        nullable: Whether it may be missing: NaN for numbers, None or the empty string for strings.
+        example: A value for the API page.
+    """
+
+    name: str
+    kind: FieldKind
+    description: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] | None = None
+    max_length: int = 256
+    shape: tuple[int, ...] = ()
+    nullable: bool = False
+    example: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse a declaration that means nothing."""
+        _require(bool(_NAME.match(self.name)), self.name, "is not a lower snake case name")
+        bounds = (self.minimum, self.maximum)
+        _require(None in bounds or bounds[0] <= bounds[1], self.name, f"has an empty range {bounds}")  # type: ignore[operator]
+        _require((self.kind == "tensor") == bool(self.shape), self.name, "needs a shape if, and only if, it is a tensor")
+        _require(self.choices is None or self.kind == "category", self.name, "has choices but is no category")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is predicted and how its truth arrives.
+
+    Attributes:
+        name: The label's name.
+        description: Its meaning in one sentence.
+        classes: Names of the classes, negative first for a binary target; empty for regression.
+        delay_hours: How long after the prediction the truth is usually known, in hours.
+    """
+
+    name: str
+    description: str
+    classes: tuple[str, ...] = ()
+    delay_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric a model is judged by, computed by the platform (see ``trellis.metrics``).
+
+    Attributes:
+        name: One of the platform's metrics for the task, for example ``auc``, ``accuracy`` or ``mae``.
+        floor: The worst acceptable value on unseen rows (the largest one where smaller is better).
+    """
+
+    name: str
+    floor: float
+
+
+@dataclass(frozen=True)
+class GatePolicy:
+    """What a candidate must show offline before it may take traffic.
+
+    Attributes:
+        margin: Largest acceptable increase of the mean per-row loss against the champion, in the loss's unit.
+        segment_margin: The same within one segment.
+        confidence: Level of every one-sided bound, in (0.5, 1).
+        min_rows: Fewest rows for any verdict but HOLD.
+        min_segment_rows: Segments below it are pooled into one.
+        max_latency_ms: Largest acceptable one-row p95 latency, in milliseconds.
+        max_bytes: Largest acceptable artifact, in bytes.
+    """
+
+    margin: float = 0.005
+    segment_margin: float = 0.03
+    confidence: float = 0.95
+    min_rows: int = 500
+    min_segment_rows: int = 300
+    max_latency_ms: float = 50.0
+    max_bytes: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        """Refuse margins and levels out of range."""
+        _require(self.margin > 0 and self.segment_margin > 0, "gates", "needs margins above zero")
+        _require(0.5 < self.confidence < 1, "gates", "needs a confidence between 0.5 and 1")
+
+
+@dataclass(frozen=True)
+class RolloutPolicy:
+    """How a promoted candidate takes over.
+
+    Attributes:
+        steps: Shares of traffic of the canary, rising, in (0, 1].
+        margin: Largest acceptable increase of the mean per-row loss against the champion.
+        alpha: Chance of a wrong verdict over the whole rollout, however often it is looked at.
+        min_labels: Fewest labelled rows per variant for a verdict.
+        max_days: After so many days of event time without a verdict the rollout ends INCONCLUSIVE and is rolled back.
+        unit: Request field that keeps a caller on one variant; None splits by request id.
+    """
+
+    steps: tuple[float, ...] = (0.1, 0.5)
+    margin: float = 0.02
+    alpha: float = 0.05
+    min_labels: int = 200
+    max_days: float = 30.0
+    unit: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse steps that do not rise, or a level out of range."""
+        rising = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        _require(bool(self.steps) and rising and 0 < self.steps[0] and self.steps[-1] <= 1, "rollout", "needs rising steps in (0, 1]")
+        _require(0 < self.alpha < 0.5, "rollout", "needs an alpha between 0 and 0.5")
+
+
+@dataclass(frozen=True)
+class DriftPolicy:
+    """When a difference between training and now is worth a person's attention.
+
+    Attributes:
+        false_alarms_per_month: Budget of alarms where nothing changed, over all features and looks.
+        looks_per_month: How often the model is looked at.
+        psi_warn: Population stability index from which a feature counts as shifted (the familiar 0.1).
+        psi_alarm: From which it counts as strongly shifted (the familiar 0.25).
+        min_rows: Fewest rows in a window for any verdict.
+        max_loss_increase: Increase of the mean per-row loss over training's that counts as harm.
+    """
+
+    false_alarms_per_month: float = 0.5
+    looks_per_month: float = 8.0
+    psi_warn: float = 0.1
+    psi_alarm: float = 0.25
+    min_rows: int = 500
+    max_loss_increase: float = 0.02
+
+
+@dataclass(frozen=True)
+class RetrainPolicy:
+    """When the loop trains again by itself.
+
+    Attributes:
+        cooldown_days: Shortest time between two retrainings, in days of event time.
+        budget_per_month: Most retrainings in 30 days.
+        min_new_labels: Fewest labels newer than the champion's training data.
+    """
+
+    cooldown_days: float = 14.0
+    budget_per_month: int = 2
+    min_new_labels: int = 2_000
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's declaration; everything the platform needs to know without running the model.
+
+    Attributes:
+        name: Unique lower snake case name.
+        version: Version of the plug-in's code and declaration, for example ``1.0``.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        owner: Who answers for it.
+        description: One or two sentences for people.
+        request: Fields a caller sends.
+        inputs: Names, out of ``request`` and ``features``, that the predictor sees, in order.
+        outputs: Columns that the predictor returns; the first is the score: the positive class's probability for binary,
+            a tensor of class probabilities for multiclass, the value for regression.
+        target: What is predicted.
+        metric: What it is judged by.
+        features: Fields the feature service adds; a caller may override any by sending it.
+        feature_service: Name of the Feast feature service; None where the request carries everything.
+        entity_keys: Request fields that are keys of the feature service.
+        time_field: Request field with the event time of a prediction; None takes the time of arrival.
+        segments: Columns by which quality is also judged.
+        recipes: Names of the ways to train it, the default first.
+        gates, rollout, drift, retrain: The policies.
+        settings: Free, declared defaults of the plug-in (hyper-parameters), shown in the model card.
+    """
+
+    name: str
+    version: str
+    task: Task
+    owner: str
+    description: str
+    request: tuple[Field, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[Field, ...]
+    target: Target
+    metric: Metric
+    features: tuple[Field, ...] = ()
+    feature_service: str | None = None
+    entity_keys: tuple[str, ...] = ()
+    time_field: str | None = None
+    segments: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ("default",)
+    gates: GatePolicy = field(default_factory=GatePolicy)
+    rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
+    drift: DriftPolicy = field(default_factory=DriftPolicy)
+    retrain: RetrainPolicy = field(default_factory=RetrainPolicy)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a declaration that contradicts itself, naming the model and the part."""
+        _require(bool(_NAME.match(self.name)), self.name, "is not a lower snake case name")
+        _require(bool(self.owner and self.description), self.name, "needs an owner and a description")
+        names = [f.name for f in (*self.request, *self.features)]
+        _require(len(names) == len(set(names)), self.name, f"declares a field twice: {_doubles(names)}")
+        known, sent = set(names), {f.name for f in self.request}
+        for part, used, among in (
+            ("inputs", self.inputs, known),
+            ("entity_keys", self.entity_keys, sent),
+            ("segments", self.segments, known),
+            ("time_field", (self.time_field,) if self.time_field else (), sent),
+            ("rollout.unit", (self.rollout.unit,) if self.rollout.unit else (), sent),
+        ):
+            unknown = [name for name in used if name not in among]
+            _require(not unknown, self.name, f"names undeclared fields {unknown} in {part}")
+        _require(bool(self.inputs and self.outputs and self.recipes), self.name, "needs inputs, outputs and a recipe")
+        _require(bool(self.features) == (self.feature_service is not None), self.name, "needs features if, and only if, it names a feature service")
+        _require(self.task == "regression" or len(self.target.classes) >= 2, self.name, "needs the names of its classes")
+        _require(self.task != "binary" or len(self.target.classes) == 2, self.name, "is binary and needs two classes")
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """Every declared field by name: request fields first, then features."""
+        return {f.name: f for f in (*self.request, *self.features)}
+
+    @property
+    def score(self) -> Field:
+        """The output that is judged."""
+        return self.outputs[0]
+
+
+def _doubles(names: Iterable[str]) -> list[str]:
+    seen: set[str] = set()
+    return [n for n in names if n in seen or seen.add(n)]  # type: ignore[func-returns-value]
+
+
+def _require(condition: bool, name: str, problem: str) -> None:
+    if not condition:
+        raise ContractError(f"The declaration of {name!r} {problem}.", remedy="Mend it in the plug-in's ModelSpec.")

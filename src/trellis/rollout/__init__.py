@@ -1,0 +1,23 @@
+"""Rollout: the plan that the router executes, and the verdicts that change it."""
+
+from trellis.rollout.plan import (
+    RolloutPlan,
+    Shadow,
+    Variant,
+    first_plan,
+    promoted,
+    unit_position,
+    with_canary,
+    without_canary,
+)
+
+__all__ = [
+    "RolloutPlan",
+    "Shadow",
+    "Variant",
+    "first_plan",
+    "promoted",
+    "unit_position",
+    "with_canary",
+    "without_canary",
+]

@@ -1,0 +1,96 @@
+"""One frozen ``Settings``, read from ``TRELLIS_*`` variables; what differs between places is only here."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trellis.errors import ConfigError, close_matches
+
+PREFIX = "TRELLIS_"
+
+# Set before a vendor is imported, by every entry point: nothing phones home.
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GX_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class Settings(BaseSettings):
+    """Everything that may differ between a laptop, compose and a cluster."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(Path("var"), description="Directory of everything Trellis writes.")
+    models: Path = Field(Path("models"), description="Directory of plug-in folders.")
+    feature_repo: Path = Field(Path("feature_repo"), description="Directory of the Feast definitions.")
+    host: str = Field("127.0.0.1", description="Address the services listen on; loopback unless asked.")
+    port: int = Field(3000, ge=0, le=65535, description="Port of the prediction service.")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking and registry store; SQLite in the home if unset.")
+    store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite in the home if unset.")
+    orchestrator: Literal["embedded", "prefect"] = Field(
+        "embedded", description="Whether flows run in this process or through a Prefect server (PREFECT_API_URL)."
+    )
+    plan_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often a serving process looks for a new plan.")
+    flush_seconds: float = Field(
+        0.05, ge=0, le=10, description="Longest time an answered prediction stays only in memory; 0 writes before answering."
+    )
+    max_rows: int = Field(1_000, ge=1, le=100_000, description="Most rows of one request.")
+    max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest request body, in bytes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message logged.")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store, resolved."""
+        return self.mlflow_uri or f"sqlite:///{self.directory('mlflow')}/mlflow.db"
+
+    @property
+    def database_url(self) -> str:
+        """The plan and decision store, resolved."""
+        return self.store_url or f"sqlite:///{self.directory('store')}/trellis.db"
+
+    def directory(self, *parts: str) -> Path:
+        """Return an absolute directory below the home, made if it is not there."""
+        path = self.home.resolve().joinpath(*parts)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        ConfigError: A value is out of range, or a ``TRELLIS_*`` variable is not a setting.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        hint = close_matches(unknown[0], known)
+        raise ConfigError(f"{unknown[0]} is not a setting.", where="environment", remedy=f"{hint} See .env.example.")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(f"{name}: {first['msg']}.", where="environment", remedy="See .env.example.") from error
+
+
+@cache
+def settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return load_settings()
+
+
+def silence_telemetry() -> None:
+    """Turn every library's telemetry off, unless the user has set it."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
