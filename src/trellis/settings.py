@@ -35,14 +35,17 @@ class Settings(BaseSettings):
     feature_repo: Path = Field(Path("feature_repo"), description="Directory of the Feast definitions.")
     host: str = Field("127.0.0.1", description="Address the services listen on; loopback unless asked.")
     port: int = Field(3000, ge=0, le=65535, description="Port of the prediction service.")
-    mlflow_uri: str | None = Field(None, description="MLflow tracking and registry store; SQLite in the home if unset.")
-    store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite in the home if unset.")
+    mlflow_uri: str | None = Field(None, description="MLflow store; SQLite in the home if unset.")
+    store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite if unset.")
     orchestrator: Literal["embedded", "prefect"] = Field(
         "embedded", description="Whether flows run in this process or through a Prefect server (PREFECT_API_URL)."
     )
     plan_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often a serving process looks for a new plan.")
     flush_seconds: float = Field(
-        0.05, ge=0, le=10, description="Longest time an answered prediction stays only in memory; 0 writes before answering."
+        0.05,
+        ge=0,
+        le=10,
+        description="Longest time an answered prediction is only in memory; 0 writes first.",
     )
     max_rows: int = Field(1_000, ge=1, le=100_000, description="Most rows of one request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest request body, in bytes.")

@@ -69,7 +69,7 @@ class Dataset:
         columns: The model's request fields and features (more columns are allowed), each of ``n`` rows.
         target: Truth, shape ``(n,)``: 0/1 for binary, class index for multiclass, a float for regression.
         row_id: Stable unique id of every row, shape ``(n,)``, unicode.
-        time: When the prediction would be made, ``datetime64[us]`` in UTC, shape ``(n,)``; None where rows have no time.
+        time: When the prediction would be made, ``datetime64[us]`` in UTC, shape ``(n,)``; None for rows without time.
         known: When the truth became known, same form; None where it is known at once.
     """
 

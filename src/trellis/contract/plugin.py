@@ -105,7 +105,7 @@ class BuildsFeatures(Protocol):
     """Ability of a plug-in: it derives the feature tables that its feature service reads."""
 
     def build_features(self, snapshot: Path, directory: Path) -> None:
-        """Write one ``NAME.parquet`` per feature view, with ``event_timestamp`` the moment its values could be known."""
+        """Write one ``NAME.parquet`` per feature view, with ``event_timestamp`` when its values were known."""
 
 
 @runtime_checkable

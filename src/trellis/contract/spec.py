@@ -1,4 +1,4 @@
-"""What a model declares about itself: fields, target, and the policies by which it is judged, rolled out and watched."""
+"""What a model declares about itself: its fields and target, and how it is judged, rolled out and watched."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class Field:
         _require(bool(_NAME.match(self.name)), self.name, "is not a lower snake case name")
         bounds = (self.minimum, self.maximum)
         _require(None in bounds or bounds[0] <= bounds[1], self.name, f"has an empty range {bounds}")  # type: ignore[operator]
-        _require((self.kind == "tensor") == bool(self.shape), self.name, "needs a shape if, and only if, it is a tensor")
+        _require(
+            (self.kind == "tensor") == bool(self.shape), self.name, "needs a shape if, and only if, it is a tensor"
+        )
         _require(self.choices is None or self.kind == "category", self.name, "has choices but is no category")
 
 
@@ -134,7 +136,11 @@ class RolloutPolicy:
     def __post_init__(self) -> None:
         """Refuse steps that do not rise, or a level out of range."""
         rising = all(a < b for a, b in zip(self.steps, self.steps[1:], strict=False))
-        _require(bool(self.steps) and rising and 0 < self.steps[0] and self.steps[-1] <= 1, "rollout", "needs rising steps in (0, 1]")
+        _require(
+            bool(self.steps) and rising and self.steps[0] > 0 and self.steps[-1] <= 1,
+            "rollout",
+            "needs rising steps in (0, 1]",
+        )
         _require(0 < self.alpha < 0.5, "rollout", "needs an alpha between 0 and 0.5")
 
 
@@ -186,8 +192,8 @@ class ModelSpec:
         description: One or two sentences for people.
         request: Fields a caller sends.
         inputs: Names, out of ``request`` and ``features``, that the predictor sees, in order.
-        outputs: Columns that the predictor returns; the first is the score: the positive class's probability for binary,
-            a tensor of class probabilities for multiclass, the value for regression.
+        outputs: Columns that the predictor returns; the first is the score: the positive class's probability for
+            binary, a tensor of class probabilities for multiclass, the value for regression.
         target: What is predicted.
         metric: What it is judged by.
         features: Fields the feature service adds; a caller may override any by sending it.
@@ -239,8 +245,14 @@ class ModelSpec:
             unknown = [name for name in used if name not in among]
             _require(not unknown, self.name, f"names undeclared fields {unknown} in {part}")
         _require(bool(self.inputs and self.outputs and self.recipes), self.name, "needs inputs, outputs and a recipe")
-        _require(bool(self.features) == (self.feature_service is not None), self.name, "needs features if, and only if, it names a feature service")
-        _require(self.task == "regression" or len(self.target.classes) >= 2, self.name, "needs the names of its classes")
+        _require(
+            bool(self.features) == (self.feature_service is not None),
+            self.name,
+            "needs features if, and only if, it names a feature service",
+        )
+        _require(
+            self.task == "regression" or len(self.target.classes) >= 2, self.name, "needs the names of its classes"
+        )
         _require(self.task != "binary" or len(self.target.classes) == 2, self.name, "is binary and needs two classes")
 
     @property
