@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -55,7 +56,7 @@ class Decision:
         subject: What it is about, for example a version or a window.
         at: When, RFC 3339 in UTC; the event time the data speak of.
         who: ``platform`` or an operator's name.
-        inputs: The function's arguments, as JSON values.
+        inputs: The function's two arguments as JSON values: ``{"inputs": …, "policy": …}``.
         verdict: What it returned.
     """
 
@@ -87,3 +88,20 @@ def to_json_value(value: Any) -> Any:
 def dumps(value: Any) -> str:
     """Serialise to canonical JSON: sorted keys, no spaces, NaN refused."""
     return json.dumps(to_json_value(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def decision_of(
+    kind: str, *, model: str, subject: str, at: str, inputs: Any, policy: Any, verdict: Verdict, who: str = "platform"
+) -> Decision:
+    """Bind a verdict to the evidence it was taken on.
+
+    Args:
+        kind: Which pure function decided.
+        model, subject, at, who: See ``Decision``.
+        inputs, policy: The function's arguments, dataclasses or mappings.
+        verdict: What it returned.
+    """
+    evidence = {"inputs": to_json_value(inputs), "policy": to_json_value(policy)}
+    content = dumps([kind, model, subject, at, who, evidence, verdict])
+    identity = f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return Decision(identity, kind, model, subject, at, who, evidence, verdict)

@@ -1,0 +1,93 @@
+"""Decisions in a SQL table (SQLAlchemy): written once, never changed, found by the start of their id."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Column, Engine, MetaData, String, Table, Text, insert, select
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from trellis.decision import Decision, dumps
+from trellis.errors import RegistryError, StorageError
+
+_METADATA = MetaData()
+_DECISIONS = Table(
+    "decisions",
+    _METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("model", String(64), nullable=False, index=True),
+    Column("kind", String(32), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+)
+_DECISION = TypeAdapter(Decision)
+
+
+class DecisionStore:
+    """The journal of decisions.
+
+    Args:
+        engine: A SQLAlchemy engine; the table is made if it is not there.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        _METADATA.create_all(engine)
+
+    def record(self, decision: Decision) -> None:
+        """Keep a decision; recording it again changes nothing.
+
+        Raises:
+            StorageError: The store refused the write.
+        """
+        row = {
+            "id": decision.id,
+            "model": decision.model,
+            "kind": decision.kind,
+            "at": decision.at,
+            "outcome": decision.verdict.outcome,
+            "body": dumps(decision),
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(_DECISIONS).values(row))
+        except IntegrityError:
+            return  # ids are made from content, so the one that is there is this one
+        except OperationalError as error:
+            raise StorageError(
+                f"The decision {decision.id} could not be kept: {error.orig}.",
+                where=self._engine.url.render_as_string(),
+                remedy="Free disk space or mend the store; the decision is taken again at the next run.",
+            ) from error
+
+    def get(self, start: str) -> Decision:
+        """Return the one decision whose id starts so.
+
+        Raises:
+            RegistryError: None does, or several do.
+        """
+        query = select(_DECISIONS.c.body).where(_DECISIONS.c.id.startswith(start, autoescape=True)).limit(2)
+        with self._engine.connect() as connection:
+            bodies = connection.scalars(query).all()
+        if len(bodies) != 1:
+            problem = "No decision" if not bodies else "More than one decision"
+            raise RegistryError(f"{problem} starts with {start!r}.", remedy="List them with: trellis decisions.")
+        return _DECISION.validate_python(_load(bodies[0]))
+
+    def list(self, model: str | None = None, kind: str | None = None) -> list[Decision]:
+        """Return decisions in the order of their event time, oldest first."""
+        query = select(_DECISIONS.c.body).order_by(_DECISIONS.c.at, _DECISIONS.c.id)
+        if model is not None:
+            query = query.where(_DECISIONS.c.model == model)
+        if kind is not None:
+            query = query.where(_DECISIONS.c.kind == kind)
+        with self._engine.connect() as connection:
+            return [_DECISION.validate_python(_load(body)) for body in connection.scalars(query)]
+
+
+def _load(body: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(body)
+    return data
