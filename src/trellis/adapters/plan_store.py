@@ -1,0 +1,193 @@
+"""The plan store: the current rollout plan of every model, changed by compare-and-set, with its whole history.
+
+SQLAlchemy Core, so SQLite on a laptop and PostgreSQL on a stack. Every change is one transaction that writes the plan
+and who changed it and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.dialects import postgresql, sqlite
+
+from trellis.decision import dumps
+from trellis.errors import StaleRevisionError, StorageError
+from trellis.rollout.plan import RolloutPlan
+
+_metadata = sa.MetaData()
+
+_plans = sa.Table(
+    "rollout_plans",
+    _metadata,
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+_changes = sa.Table(
+    "rollout_plan_changes",
+    _metadata,
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("revision", sa.Integer, primary_key=True),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+)
+
+_adapter = TypeAdapter(RolloutPlan)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of a plan's history.
+
+    Attributes:
+        plan: The plan after the change.
+        at: When it was written, RFC 3339 in UTC.
+        who: ``platform`` or an operator's name.
+        why: The reason in one sentence.
+    """
+
+    plan: RolloutPlan
+    at: str
+    who: str
+    why: str
+
+
+class PlanStore:
+    """Rollout plans in a SQL database; safe for many processes.
+
+    Args:
+        url: SQLAlchemy URL, for example ``sqlite:///var/store/trellis.db`` or ``postgresql+psycopg://…``.
+
+    Raises:
+        StorageError: The database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
+        arguments: dict[str, Any] = {"timeout": 30} if url.startswith("sqlite") else {}
+        self._engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=not url.startswith("sqlite"))
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _tune_sqlite)
+        with self._guarded():
+            self._create_tables()
+
+    def current(self, model: str) -> RolloutPlan | None:
+        """Return the plan of ``model``, or None where it has none.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        with self._guarded(), self._engine.connect() as connection:
+            document = connection.execute(sa.select(_plans.c.document).where(_plans.c.model == model)).scalar()
+        return None if document is None else _adapter.validate_json(document)
+
+    def save(self, plan: RolloutPlan, *, expected_revision: int, who: str, why: str) -> RolloutPlan:
+        """Make ``plan`` the current one if the stored revision still is ``expected_revision``.
+
+        Saying the same again is harmless: where the current plan already is this one, written by the same hand on the
+        same base, it is returned and nothing is written. So a step that crashed after its write can be run again.
+
+        Args:
+            plan: The new plan; its own revision is ignored.
+            expected_revision: The revision it was made from; 0 where the model has no plan.
+            who: ``platform`` or an operator's name.
+            why: The reason in one sentence.
+
+        Returns:
+            The plan as stored, its revision ``expected_revision + 1``.
+
+        Raises:
+            StaleRevisionError: Somebody else changed the plan first; nothing was written.
+            StorageError: The database refuses.
+        """
+        stored = replace(plan, revision=expected_revision + 1)
+        document = dumps(stored)
+        with self._guarded(), self._engine.begin() as connection:
+            if self._claim(connection, stored, document, expected_revision):
+                at = datetime.now(UTC).isoformat()
+                row = {"model": plan.model, "revision": stored.revision, "document": document, "at": at}
+                connection.execute(_changes.insert().values(**row, who=who, why=why))
+                return stored
+            newest = connection.execute(
+                sa.select(_changes).where(_changes.c.model == plan.model).order_by(_changes.c.revision.desc()).limit(1)
+            ).one_or_none()
+        if newest is not None and (newest.document, newest.who) == (document, who):
+            return stored
+        found = 0 if newest is None else newest.revision
+        by = "" if newest is None else f", written by {newest.who!r}: {newest.why}"
+        raise StaleRevisionError(
+            f"The plan of {plan.model!r} is at revision {found}, not {expected_revision}{by}.",
+            where=self._where,
+            remedy="Read the current plan, decide again, and save on its revision.",
+        )
+
+    def history(self, model: str) -> list[Change]:
+        """Return every change of a model's plan, oldest first.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        query = sa.select(_changes).where(_changes.c.model == model).order_by(_changes.c.revision)
+        with self._guarded(), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [Change(_adapter.validate_json(row.document), row.at, row.who, row.why) for row in rows]
+
+    def models(self) -> list[str]:
+        """Return the models that have a plan, sorted.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        with self._guarded(), self._engine.connect() as connection:
+            return list(connection.execute(sa.select(_plans.c.model).order_by(_plans.c.model)).scalars())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def _claim(self, connection: sa.Connection, plan: RolloutPlan, document: str, expected: int) -> bool:
+        """Write the plan where the revision is as expected; being first, the statement takes the lock it needs."""
+        values = {"revision": plan.revision, "document": document}
+        if expected > 0:
+            where = (_plans.c.model == plan.model) & (_plans.c.revision == expected)
+            return connection.execute(_plans.update().where(where).values(**values)).rowcount == 1
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(_plans).values(model=plan.model, **values).on_conflict_do_nothing()
+        return connection.execute(insert).rowcount == 1
+
+    def _create_tables(self) -> None:
+        try:
+            _metadata.create_all(self._engine)
+        except sa.exc.DatabaseError:
+            # Several processes starting at once: another one made them between our look and our try.
+            _metadata.create_all(self._engine)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StorageError(
+                f"The plan store does not work: {cause}.",
+                where=self._where,
+                remedy="Check that the database is reachable and its disk has room.",
+            ) from error
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    """Let readers go on while one writes, and make a commit survive a power cut."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()

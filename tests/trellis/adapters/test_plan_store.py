@@ -1,0 +1,115 @@
+"""The plan store: one winner per revision, nothing half written, everything in the history."""
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from trellis.adapters import plan_store
+from trellis.adapters.plan_store import PlanStore
+from trellis.errors import StaleRevisionError, StorageError
+from trellis.rollout.plan import Shadow, Variant, first_plan, promoted, with_canary
+
+
+def variant(version):
+    return Variant(version, "champion", 1.0, f"/artifacts/{version}", f"sha256:{version}")
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = PlanStore(f"sqlite:///{tmp_path}/trellis.db")
+    yield store
+    store.close()
+
+
+def test_a_plan_comes_back_as_it_was_saved(store):
+    plan = replace(
+        with_canary(first_plan("toy", variant("1"), salt="s", unit="user"), variant("2"), 0.1),
+        shadows=(Shadow("3", 0.25, "/artifacts/3", "sha256:3"),),
+    )
+    assert store.current("toy") is None
+    stored = store.save(plan, expected_revision=0, who="platform", why="first")
+    assert stored == replace(plan, revision=1)
+    assert store.current("toy") == stored
+    assert store.models() == ["toy"]
+
+
+def test_a_stale_save_is_refused_and_writes_nothing(store):
+    base = first_plan("toy", variant("1"), salt="s")
+    one = store.save(base, expected_revision=0, who="platform", why="first")
+    two = store.save(with_canary(one, variant("2"), 0.1), expected_revision=1, who="anna", why="try it")
+    with pytest.raises(StaleRevisionError, match=r"at revision 2, not 1, written by 'anna': try it"):
+        store.save(with_canary(one, variant("3"), 0.1), expected_revision=1, who="bob", why="mine")
+    with pytest.raises(StaleRevisionError):
+        store.save(base, expected_revision=0, who="bob", why="again from the start")
+    with pytest.raises(StaleRevisionError, match="revision 0, not 7"):
+        store.save(replace(base, model="other"), expected_revision=7, who="bob", why="guess")
+    assert store.current("toy") == two
+    assert [(c.plan.revision, c.who, c.why) for c in store.history("toy")] == [
+        (1, "platform", "first"),
+        (2, "anna", "try it"),
+    ]
+    assert store.history("other") == []
+
+
+def test_saying_the_same_again_is_harmless(store):
+    plan = first_plan("toy", variant("1"), salt="s")
+    first = store.save(plan, expected_revision=0, who="platform", why="first")
+    assert store.save(plan, expected_revision=0, who="platform", why="first") == first
+    assert len(store.history("toy")) == 1
+
+
+def test_one_of_many_writers_wins_each_revision(tmp_path):
+    url = f"sqlite:///{tmp_path}/trellis.db"
+    stores = [PlanStore(url) for _ in range(4)]
+    stores[0].save(first_plan("toy", variant("0"), salt="s"), expected_revision=0, who="platform", why="first")
+    barrier = threading.Barrier(4)
+
+    def race(index):
+        won = 0
+        for round_ in range(10):
+            barrier.wait()
+            plan = first_plan("toy", variant(f"{round_}-{index}"), salt="s")
+            try:
+                stores[index].save(plan, expected_revision=round_ + 1, who=f"w{index}", why="race")
+                won += 1
+            except StaleRevisionError:
+                pass
+        return won
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(race, range(4))) == 10
+    history = stores[0].history("toy")
+    assert [c.plan.revision for c in history] == list(range(1, 12))
+    assert stores[0].current("toy") == history[-1].plan
+    for store in stores:
+        store.close()
+
+
+def test_a_crash_between_the_two_writes_leaves_neither(store, tmp_path):
+    one = store.save(first_plan("toy", variant("1"), salt="s"), expected_revision=0, who="platform", why="first")
+    with sqlite3.connect(f"{tmp_path}/trellis.db") as raw:
+        raw.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON rollout_plan_changes BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+    raw.close()
+    with pytest.raises(StorageError, match="disk full"):
+        store.save(promoted(with_canary(one, variant("2"), 0.5)), expected_revision=1, who="anna", why="go")
+    with pytest.raises(StorageError, match="disk full"):
+        store.save(first_plan("new", variant("1"), salt="s"), expected_revision=0, who="anna", why="go")
+    assert store.current("toy") == one
+    assert store.current("new") is None
+
+
+def test_a_database_that_cannot_be_opened_is_named():
+    with pytest.raises(StorageError, match="plan store"):
+        PlanStore("sqlite:////nowhere/at/all/trellis.db")
+
+
+def test_the_tables_can_be_made_on_postgresql():
+    for table in (plan_store._plans, plan_store._changes):
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
