@@ -69,7 +69,8 @@ WITH base AS (
     SELECT carrier, origin, dest, tailnum, sched_dep, departed, landed, dep_delay, arr_delay FROM flights
 )
 SELECT carrier, origin, dest, departed AS known, 1 AS left_,
-       least(greatest(dep_delay, {SHORTEST}), {LONGEST}) AS dep_delay, 0 AS landed_, 0 AS late, 0.0 AS arr_delay, 0 AS cancelled, 0 AS overdue
+       least(greatest(dep_delay, {SHORTEST}), {LONGEST}) AS dep_delay,
+       0 AS landed_, 0 AS late, 0.0 AS arr_delay, 0 AS cancelled, 0 AS overdue
 FROM base WHERE departed IS NOT NULL
 UNION ALL
 SELECT carrier, origin, dest, landed, 0, 0.0, 1, (arr_delay > {LATE_MINUTES})::INT,
@@ -203,7 +204,8 @@ def _queries() -> dict[str, str]:
         "origin_weather": f"""
             SELECT origin, time_hour + {WEATHER_AFTER} AS event_timestamp,
                    max(temp)::FLOAT AS weather_temp, max(humid)::FLOAT AS weather_humid,
-                   max(wind_speed) FILTER (wind_speed <= {FASTEST_WIND})::FLOAT AS weather_wind_speed, max(precip)::FLOAT AS weather_precip,
+                   max(wind_speed) FILTER (wind_speed <= {FASTEST_WIND})::FLOAT AS weather_wind_speed,
+                   max(precip)::FLOAT AS weather_precip,
                    max(pressure)::FLOAT AS weather_pressure, max(visib)::FLOAT AS weather_visib
             FROM weather GROUP BY origin, time_hour ORDER BY event_timestamp, origin""",
     }
