@@ -171,8 +171,8 @@ def ranks_of(p: Floats) -> Ints:
 def curve_counts(y: Floats, ranks: Ints) -> tuple[Floats, Floats]:
     """Return how many positives and negatives have each rank."""
     size = int(ranks.max()) + 1
-    positive = np.bincount(ranks, weights=y, minlength=size)
-    return positive, np.bincount(ranks, weights=1 - y, minlength=size)
+    counts = (np.bincount(ranks, weights=side, minlength=size).astype(np.float64) for side in (y, 1 - y))
+    return next(counts), next(counts)
 
 
 def from_histograms(positive: Floats, negative: Floats) -> dict[str, Floats]:

@@ -1,10 +1,11 @@
 """Metrics against scikit-learn, closed forms and invariants."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
 from trellis.errors import ContractError, DataError
@@ -30,7 +31,7 @@ def test_calibration_error_agrees_with_a_naive_loop():
     y, p = RNG.integers(0, 2, 999), RNG.uniform(0, 1, 999)
     edges = np.linspace(0, 1, 16)
     naive = 0.0
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         inside = (p >= low) & (p < high)
         if inside.any():
             naive += inside.mean() * abs(p[inside].mean() - y[inside].mean())
@@ -61,7 +62,7 @@ def test_a_two_class_multiclass_loss_is_the_binary_loss():
     )
 
 
-scores = hnp.arrays(np.float64, st.integers(2, 60), elements=st.floats(0, 1, width=32))
+scores = st.lists(st.integers(0, 100), min_size=2, max_size=40).map(lambda values: np.array(values) / 100)
 
 
 @given(scores, st.randoms(use_true_random=False))
@@ -77,9 +78,7 @@ def test_binary_invariants(p, random):
     if 0 < y.sum() < len(y):
         assert compute("binary", 1 - y, 1 - p)["auc"] == pytest.approx(ours["auc"])
         # Only the order of scores matters for AUC.
-        assert compute("binary", y, p**2 / 2)["auc"] == pytest.approx(
-            ours["auc"], abs=0.5 if (p < 1e-100).any() else 1e-9
-        )
+        assert compute("binary", y, p**2 / 2)["auc"] == pytest.approx(ours["auc"])
 
 
 def test_what_the_data_do_not_define_is_left_out():
