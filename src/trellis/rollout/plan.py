@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -146,3 +147,22 @@ def promoted(plan: RolloutPlan) -> RolloutPlan:
 def without_canary(plan: RolloutPlan) -> RolloutPlan:
     """Return the plan in which the champion answers everything again."""
     return replace(plan, variants=(replace(plan.champion, weight=1.0),))
+
+
+def previous_champion(history: Sequence[RolloutPlan]) -> RolloutPlan:
+    """Return the plan in which the champion before the current one answers everything again.
+
+    Args:
+        history: Every plan of the model, oldest first.
+
+    Raises:
+        InvalidPlanError: There never was another champion.
+    """
+    current = history[-1]
+    for plan in reversed(history):
+        if plan.champion.version != current.champion.version:
+            return replace(current, variants=(replace(plan.champion, weight=1.0),), shadows=())
+    raise InvalidPlanError(
+        f"{current.model!r} never had another champion than version {current.champion.version}.",
+        remedy="Train and promote another version first.",
+    )

@@ -1,0 +1,62 @@
+# The one list of verbs, for people, hooks and CI. `make help` prints it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install lock demo ui serve check fmt test bench clean
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(READY) ## Make .venv and install the pinned dependencies
+
+# uv where it is, pip elsewhere; uv does not read pip's configured find-links, so they are handed over.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Trellis needs Python 3.11 or newer; set PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if command -v uv >/dev/null; then \
+	  links=$$($(BIN)/python -m pip config get global.find-links 2>/dev/null || true); \
+	  uv pip install --quiet --python $(BIN)/python $${links:+--find-links "$$links"} --compile-bytecode -r requirements.lock && \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . ; \
+	else \
+	  PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile -r requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . ; \
+	fi
+	@touch $(READY)
+
+lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true); \
+	uv pip compile pyproject.toml --all-extras --group dev $${links:+--find-links "$$links"} --upgrade --quiet \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock >/dev/null
+	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak  # the plain release also names the CPU build
+
+demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain
+	$(BIN)/trellis demo
+
+ui: install ## Open the pages of the last demo: MLflow, Evidently, the service's API
+	$(BIN)/trellis ui
+
+serve: install ## Serve the models that have a rollout plan
+	$(BIN)/trellis serve
+
+check: install ## Lint, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: install ## Format and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install ## Run every test
+	$(BIN)/python -m pytest
+
+bench: install ## Run the benchmarks; they print ratios against the stock way
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean: ## Remove what runs have written; .venv stays
+	rm -rf var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

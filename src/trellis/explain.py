@@ -1,0 +1,57 @@
+"""Taking a decision again from its evidence, and telling it to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from trellis.contract import DriftPolicy, GatePolicy, RetrainPolicy, RolloutPolicy
+from trellis.decision import Decision, Verdict, dumps
+from trellis.drift import DriftInputs, RetrainInputs, decide_retrain
+from trellis.drift import decide as decide_drift
+from trellis.errors import RegistryError
+from trellis.gates import GateInputs
+from trellis.gates import decide as decide_gate
+from trellis.rollout.verdict import CanaryInputs
+from trellis.rollout.verdict import decide as decide_canary
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of decision: the types of its evidence and the pure function that decides."""
+
+    inputs: TypeAdapter[Any]
+    policy: TypeAdapter[Any]
+    decide: Callable[[Any, Any], Verdict]
+
+
+KINDS: Mapping[str, Kind] = {
+    "gate": Kind(TypeAdapter(GateInputs), TypeAdapter(GatePolicy), decide_gate),
+    "canary": Kind(TypeAdapter(CanaryInputs), TypeAdapter(RolloutPolicy), decide_canary),
+    "drift": Kind(TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy), decide_drift),
+    "retrain": Kind(TypeAdapter(RetrainInputs), TypeAdapter(RetrainPolicy), decide_retrain),
+}
+
+
+def replay(decision: Decision) -> Verdict:
+    """Take a decision again from nothing but its evidence.
+
+    Raises:
+        RegistryError: The kind is unknown to this version of the platform.
+    """
+    kind = KINDS.get(decision.kind)
+    if kind is None:
+        raise RegistryError(
+            f"Decisions of kind {decision.kind!r} cannot be replayed.", remedy=f"Known kinds: {', '.join(KINDS)}."
+        )
+    inputs = kind.inputs.validate_json(dumps(decision.inputs["inputs"]))
+    policy = kind.policy.validate_json(dumps(decision.inputs["policy"]))
+    return kind.decide(inputs, policy)
+
+
+def same(one: Verdict, other: Verdict) -> bool:
+    """Return whether two verdicts agree to the last digit."""
+    return dumps(one) == dumps(other)
