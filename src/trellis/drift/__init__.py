@@ -1,0 +1,48 @@
+"""Drift: summaries of what was served, statistics on them, and the verdicts they lead to."""
+
+from trellis.drift.faults import PREDICTION, REQUEST, Fault
+from trellis.drift.reference import (
+    Reference,
+    ReferenceColumn,
+    build_reference,
+    distance,
+    flatten,
+    summarise_window,
+)
+from trellis.drift.retrain import RetrainInputs, decide_retrain
+from trellis.drift.shift import Shift, compare
+from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window, merge, summarise_like
+from trellis.drift.units import CONVERSIONS, Conversion, declared_unit, find_conversion
+from trellis.drift.verdict import Diagnosis, DriftInputs, Harm, decide, diagnose, look_alpha
+
+__all__ = [
+    "CONVERSIONS",
+    "PREDICTION",
+    "REQUEST",
+    "CategorySummary",
+    "Conversion",
+    "Diagnosis",
+    "DriftInputs",
+    "Fault",
+    "Harm",
+    "NumericSummary",
+    "Reference",
+    "ReferenceColumn",
+    "RetrainInputs",
+    "Shift",
+    "Summary",
+    "Window",
+    "build_reference",
+    "compare",
+    "decide",
+    "decide_retrain",
+    "declared_unit",
+    "diagnose",
+    "distance",
+    "find_conversion",
+    "flatten",
+    "look_alpha",
+    "merge",
+    "summarise_like",
+    "summarise_window",
+]

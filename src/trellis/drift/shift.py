@@ -1,0 +1,106 @@
+"""How far one window lies from the reference, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate
+from trellis.drift.statistics import chi_square, jensen_shannon, ks_on_bins, psi, psi_bias
+from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One column against the reference.
+
+    Attributes:
+        name: The column.
+        view: Its feature view.
+        psi: Population stability index with its expectation under no change taken off, at least 0.
+        raw_psi: The same before that.
+        p_value: Chi-square on production counts and effective rows.
+        adjusted: The same, adjusted over all questions of the look.
+        ks: Kolmogorov-Smirnov statistic on bins; 0 for categories.
+        jensen_shannon: Distance in [0, 1].
+        moved: Wasserstein-1 distance in reference spreads; total variation for categories.
+        null_rate: Share of nulls now.
+        reference_null_rate: Share of nulls in training.
+        unseen: Share of values that training did not have (categories whose whole vocabulary is known).
+        effective_rows: Rows over the design effect.
+        level: 0 not shifted, 1 shifted, 2 strongly shifted.
+    """
+
+    name: str
+    view: str
+    psi: float
+    raw_psi: float
+    p_value: float
+    ks: float
+    jensen_shannon: float
+    moved: float
+    null_rate: float
+    reference_null_rate: float
+    unseen: float
+    effective_rows: float
+    adjusted: float = 1.0
+    level: int = 0
+
+    def judged(self, adjusted: float, alpha: float, warn: float, alarm: float) -> Shift:
+        """Return it with its adjusted p-value and level: large enough, and sure enough."""
+        level = 0 if adjusted > alpha or self.psi < warn else 2 if self.psi >= alarm else 1
+        return replace(self, adjusted=adjusted, level=level)
+
+
+def compare(reference: Reference, window: Window, views: Mapping[str, str]) -> list[Shift]:
+    """Compare every column that both sides have and that holds rows, in the reference's order."""
+    return [
+        _shift(name, views.get(name, "request"), column, window.columns[name])
+        for name, column in reference.columns.items()
+        if name in window.columns and window.columns[name].rows
+    ]
+
+
+def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift:
+    before = column.summary
+    old, new, effect = before.cells, now.cells, column.design_effect
+    rows = (float(old.sum()) / effect, float(new.sum()) / effect)
+    raw = psi(old, new)
+    cells = int(((old > 0) | (new > 0)).sum())
+    numeric = isinstance(before, NumericSummary)
+    unseen = 0.0
+    if isinstance(before, CategorySummary) and isinstance(now, CategorySummary) and not before.other:
+        unseen = now.other / now.rows
+    return Shift(
+        name,
+        view,
+        max(0.0, raw - psi_bias(cells, *rows)),
+        raw,
+        chi_square(old, new, reference_effect=effect, current_effect=effect)[2],
+        ks_on_bins(old[:-1], new[:-1], rows=rows)[0] if numeric else 0.0,
+        jensen_shannon(old, new),
+        distance(before, now, before),
+        null_rate(now),
+        null_rate(before),
+        unseen,
+        rows[1],
+    )
+
+
+def trend(reference: Reference, windows: Sequence[Window], name: str) -> float:
+    """Kendall's rank correlation of a column's place with time, in [-1, 1]; 0 below four windows.
+
+    A number's place is its mean; a category's is its distance from training.
+    """
+    column = reference.columns[name]
+    places: list[float] = []
+    for window in windows:
+        now = window.columns.get(name)
+        if isinstance(now, NumericSummary) and now.mean is not None:
+            places.append(now.mean)
+        elif isinstance(now, CategorySummary) and now.rows:
+            places.append(distance(column.summary, now, column.summary))
+    if len(places) < 4:
+        return 0.0
+    pairs = [(b > a) - (b < a) for i, a in enumerate(places) for b in places[i + 1 :]]
+    return sum(pairs) / len(pairs)
