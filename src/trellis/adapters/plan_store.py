@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects import postgresql, sqlite
 
+from trellis.adapters.database import engine
 from trellis.decision import dumps
 from trellis.errors import StaleRevisionError, StorageError
 from trellis.rollout.plan import RolloutPlan
@@ -73,10 +73,7 @@ class PlanStore:
 
     def __init__(self, url: str) -> None:
         self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
-        arguments: dict[str, Any] = {"timeout": 30} if url.startswith("sqlite") else {}
-        self._engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=not url.startswith("sqlite"))
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
+        self._engine = engine(url)
         with self._guarded():
             self._create_tables()
 
@@ -182,12 +179,3 @@ class PlanStore:
                 where=self._where,
                 remedy="Check that the database is reachable and its disk has room.",
             ) from error
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """Let readers go on while one writes, and make a commit survive a power cut."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()

@@ -1,0 +1,68 @@
+"""Run the prediction service: ``python -m services.prediction [--workers N]``; everything else is in the settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from trellis.errors import TrellisError
+from trellis.settings import PREFIX, Settings, load_settings, silence_telemetry
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(config: Settings, workers: int) -> dict[str, str]:
+    """Return what BentoML has to find in the environment before it is imported.
+
+    Its access log, tracing and own metrics are off: each costs more than a prediction, and the
+    service counts and limits for itself.
+    """
+    options = {
+        "api_server.logging.access.enabled": "false",
+        "api_server.metrics.enabled": "false",
+        "tracing.excluded_urls": ".*",
+        # A timer per request is never cancelled and keeps the request alive until it fires: let it fire soon.
+        "services.trellis.traffic.timeout": "10",
+        "services.trellis.workers": str(workers),
+    }
+    return {
+        # What BentoML writes stays in Trellis's home.
+        "BENTOML_HOME": str(config.directory("bentoml", str(config.port))),
+        "BENTOML_CONFIG_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),
+        "BENTOML_QUIET": "true",
+        # Workers run in the repository's root, wherever this was started.
+        PREFIX + "HOME": str(config.home.resolve()),
+        PREFIX + "MODELS": str(config.models.resolve()),
+        PREFIX + "FEATURE_REPO": str(config.feature_repo.resolve()),
+    }
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m services.prediction", description=__doc__)
+    parser.add_argument("--workers", type=int, default=1, help="Processes that answer (default 1).")
+    arguments = parser.parse_args()
+    silence_telemetry()
+    try:
+        config = load_settings()
+    except TrellisError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    os.environ.update(environment(config, arguments.workers))
+    from _bentoml_impl.server import serve_http
+
+    server = serve_http(
+        "services.prediction.service:Prediction",
+        working_dir=str(_ROOT),
+        host=config.host,
+        port=config.port,
+        timeout_graceful_shutdown=10,
+    )
+    server.arbiter.exit_stack.close()  # removes BentoML's temporary directory
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

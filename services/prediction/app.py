@@ -1,0 +1,315 @@
+"""The routes: native API, Open Inference Protocol, description, metrics. No vendor but Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic_core import to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+import trellis
+from services.prediction import openapi, v2
+from services.prediction.answer import Answerer, Log
+from services.prediction.columns import rfc3339
+from services.prediction.errors import UnavailableError
+from services.prediction.features import OnlineFeatures
+from services.prediction.metrics import Metrics
+from services.prediction.repeats import Repeats
+from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
+from services.prediction.schema import ModelSchema, model_schema, parse
+from services.prediction.web import answered, http_error, json_response, read_json_body
+from trellis.adapters.prediction_log import LabelLog, PredictionLog
+from trellis.decision import to_json_value
+from trellis.errors import RequestError
+
+_THREADS = 4
+_MOST_WAITING = 256
+
+
+class Limits(Protocol):
+    """The settings that the service reads."""
+
+    plan_poll_seconds: float
+    flush_seconds: float
+    max_rows: int
+    max_body_bytes: int
+
+
+class PredictionService:
+    """One serving process: models kept current, requests answered, answers logged.
+
+    Args:
+        home: Trellis's home, where the logs go.
+        limits: The settings.
+        plans: The plan store.
+        plugins: The catalogue.
+        features: The online store; None where no model needs one.
+        metrics: The counters.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        limits: Limits,
+        plans: Plans,
+        plugins: Plugins,
+        features: OnlineFeatures | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._home = home
+        self._limits = limits
+        self.metrics = metrics or Metrics()
+        self.models = Models(plans, plugins, self.metrics)
+        self._logs: dict[str, PredictionLog] = {}
+        self._label_logs: dict[str, LabelLog] = {}
+        self._answerer = Answerer(features, self._log, self.metrics)
+        self._repeats = Repeats()
+        self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
+        self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._observe)
+        self._threads = ThreadPoolExecutor(_THREADS, "score")
+        self._waiting = 0
+
+    def start(self) -> None:
+        """Begin to load and to follow the plans; returns at once, ``ready`` tells when it is done."""
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop following, and write what is still to be logged.
+
+        Raises:
+            StorageError: The disk refuses the last records.
+        """
+        self._watcher.stop()
+        self._threads.shutdown(wait=True)
+        for log in (*self._logs.values(), *self._label_logs.values()):
+            log.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model with a plan can be answered."""
+        return self.models.ready
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+
+        def route(path: str, handler: Any, method: str = "GET") -> Route:
+            return Route(path, answered(handler, self.metrics, self.models.__contains__), methods=[method])
+
+        return Starlette(
+            routes=[
+                route("/", self._index),
+                route("/v1/models", self._list),
+                route("/v1/models/{model}", self._show),
+                route("/v1/models/{model}/predict", self._predict, "POST"),
+                route("/v1/models/{model}/labels", self._take_labels, "POST"),
+                route("/v2", self._v2_server),
+                route("/v2/health/live", self._v2_live),
+                route("/v2/health/ready", self._v2_ready),
+                route("/v2/models/{model}", self._v2_model),
+                route("/v2/models/{model}/ready", self._v2_model_ready),
+                route("/v2/models/{model}/infer", self._v2_infer, "POST"),
+                route("/v2/models/{model}/versions/{version}", self._v2_model),
+                route("/v2/models/{model}/versions/{version}/ready", self._v2_model_ready),
+                route("/v2/models/{model}/versions/{version}/infer", self._v2_infer, "POST"),
+                route("/openapi.json", self._openapi),
+                route("/docs", self._docs),
+                route("/docs/{asset}", self._asset),
+                Route("/metrics", self._metrics, methods=["GET"]),
+            ],
+            exception_handlers={HTTPException: http_error},
+        )
+
+    # --- native API
+
+    async def _index(self, _request: Request) -> Response:
+        return RedirectResponse("/docs")
+
+    async def _list(self, _request: Request) -> Response:
+        return json_response({"models": [_summary(self.models.get(name)) for name in self.models.names()]})
+
+    async def _show(self, request: Request) -> Response:
+        model, _ = self._model(request)
+        assert model.active is not None
+        plan = to_json_value(asdict(model.active.plan))
+        for version in (*plan["variants"], *plan["shadows"]):
+            del version["location"]  # where the files are on this machine is nobody's business
+        engines = {v.version: v.engine for v in model.active.versions.values()}
+        return json_response(
+            {**_summary(model), "plan": plan, "loaded": engines, "faults": model.faults, "spec": asdict(model.spec)}
+        )
+
+    async def _predict(self, request: Request) -> Response:
+        model, schema = self._model(request)
+        body = await read_json_body(request, self._limits.max_body_bytes)
+        return _raw(await self._answer(model, schema, body))
+
+    async def _take_labels(self, request: Request) -> Response:
+        model, schema = self._model(request)
+        body = await read_json_body(request, self._limits.max_body_bytes)
+        labels = parse(schema.labels, body).labels
+        received = rfc3339(datetime.now(UTC))
+        classes = {name: index for index, name in enumerate(model.spec.target.classes)}
+        records = [
+            {
+                "id": label.id,
+                "value": classes[label.value] if isinstance(label.value, str) else label.value,
+                "observed_at": rfc3339(label.observed_at),
+                "received_at": received,
+            }
+            for label in labels
+        ]
+        await self._in_thread(lambda: self._label_log(model.name).extend(records))
+        self.metrics.labels.labels(model.name).inc(len(records))
+        return json_response({"accepted": len(records)})
+
+    # --- Open Inference Protocol
+
+    async def _v2_server(self, _request: Request) -> Response:
+        return json_response({"name": "trellis", "version": trellis.__version__, "extensions": []})
+
+    async def _v2_live(self, _request: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _v2_ready(self, _request: Request) -> Response:
+        return json_response(self.models.status(), 200 if self.ready else 503)
+
+    async def _v2_model(self, request: Request) -> Response:
+        model, _ = self._model(request)
+        return json_response(v2.metadata(model.spec, self._versions(model, request)))
+
+    async def _v2_model_ready(self, request: Request) -> Response:
+        model, _ = self._model(request)
+        self._versions(model, request)
+        return json_response({"name": model.name, "ready": True})
+
+    async def _v2_infer(self, request: Request) -> Response:
+        model, schema = self._model(request)
+        self._versions(model, request)
+        raw = await read_json_body(request, self._limits.max_body_bytes)
+        wanted = parse(v2.InferRequest, raw)
+        body = v2.native_body(model.spec, wanted, max_rows=self._limits.max_rows)
+        names = [output.name for output in wanted.outputs]
+        version = request.path_params.get("version")
+        return _raw(await self._answer(model, schema, body, version, lambda a: v2.infer_response(model.spec, a, names)))
+
+    # --- description and metrics
+
+    async def _openapi(self, _request: Request) -> Response:
+        models = {name: self._schema(self.models.get(name)) for name in self.models.names()}
+        return json_response(openapi.document(models, trellis.__version__))
+
+    async def _docs(self, _request: Request) -> Response:
+        return HTMLResponse(openapi.PAGE)
+
+    async def _asset(self, request: Request) -> Response:
+        name = request.path_params["asset"]
+        path = openapi.asset(name)
+        if path is None:
+            raise RequestError("path", f"{name[:100]} is not here", status=404, remedy="See /openapi.json.")
+        return FileResponse(path, media_type=openapi.ASSETS[name])
+
+    async def _metrics(self, _request: Request) -> Response:
+        self._observe()
+        return Response(self.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    # --- inside
+
+    async def _answer(
+        self,
+        model: ModelRuntime,
+        schema: ModelSchema,
+        body: bytes,
+        version: str | None = None,
+        shape: Callable[[dict[str, Any]], Any] = lambda answer: answer,
+    ) -> bytes:
+        parsed = parse(schema.request, body)
+
+        async def make() -> bytes:
+            request_id = parsed.id or secrets.token_hex(8)
+            return await self._in_thread(
+                lambda: to_json(shape(self._answerer.answer(model, parsed.rows, request_id, version=version)))
+            )
+
+        if parsed.id is None:
+            return await make()
+        answer, repeated = await self._repeats.once(model.name, parsed.id, body + (version or "").encode(), make)
+        if repeated:
+            self.metrics.repeats.labels(model.name).inc()
+        return answer
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        """Run blocking work apart from the event loop; what would wait too long is refused at once."""
+        if self._waiting >= _MOST_WAITING:
+            raise UnavailableError(f"{self._waiting} requests wait for an answer.", remedy="Try again in a second.")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._waiting -= 1
+
+    def _model(self, request: Request) -> tuple[ModelRuntime, ModelSchema]:
+        return self._schema(self.models.get(request.path_params["model"]))
+
+    def _schema(self, model: ModelRuntime) -> tuple[ModelRuntime, ModelSchema]:
+        known = self._schemas.get(model.name)
+        if known is None or known[0] is not model:
+            known = self._schemas[model.name] = (model, model_schema(model.spec, max_rows=self._limits.max_rows))
+        return known
+
+    def _versions(self, model: ModelRuntime, request: Request) -> list[str]:
+        """Return the loaded versions, or the one that the path names."""
+        assert model.active is not None
+        loaded = list(model.active.versions)
+        wanted = request.path_params.get("version")
+        if wanted is None:
+            return loaded
+        if wanted not in loaded:
+            remedy = f"Loaded: {', '.join(loaded)}."
+            raise RequestError("version", f"{wanted[:60]!r} is not loaded", status=404, remedy=remedy)
+        return [wanted]
+
+    def _log(self, model: str) -> Log:
+        log = self._logs.get(model)
+        if log is None:
+            # setdefault is atomic: of two threads that both made one, both use the first; an unused one has no file.
+            made = PredictionLog(self._home, model, flush_seconds=self._limits.flush_seconds)
+            log = self._logs.setdefault(model, made)
+        return log
+
+    def _label_log(self, model: str) -> Log:
+        log = self._label_logs.get(model)
+        if log is None:
+            log = self._label_logs.setdefault(model, LabelLog(self._home, model, flush_seconds=0))
+        return log
+
+    def _observe(self) -> None:
+        self.metrics.log_pending.set(sum(log.pending for log in list(self._logs.values())))
+
+
+def _summary(model: ModelRuntime) -> Mapping[str, Any]:
+    assert model.active is not None
+    plan, spec = model.active.plan, model.spec
+    return {
+        "name": model.name,
+        "task": spec.task,
+        "description": spec.description,
+        "owner": spec.owner,
+        "version": plan.champion.version,
+        "revision": plan.revision,
+        "variants": [{"version": v.version, "role": v.role, "weight": v.weight} for v in plan.variants],
+    }
+
+
+def _raw(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,30 @@
+"""How errors become answers: one JSON form, and a status for every branch of the error tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trellis.errors import RequestError, StorageError, TrellisError, UnknownModelError
+
+
+class UnavailableError(TrellisError):
+    """The service cannot answer just now, through no fault of the caller (503)."""
+
+
+def status_of(error: TrellisError) -> int:
+    """Return the HTTP status of an error."""
+    if isinstance(error, RequestError):
+        return error.status
+    if isinstance(error, UnknownModelError):
+        return 404
+    return 503
+
+
+def body_of(error: TrellisError) -> dict[str, Any]:
+    """Return an error as ``{"error": {"field", "reason", "remedy"}}``; server-side paths stay in the log."""
+    field = error.field if isinstance(error, RequestError) else "model" if isinstance(error, UnknownModelError) else ""
+    reason = error.reason if isinstance(error, RequestError) else error.what
+    remedy = error.remedy
+    if isinstance(error, StorageError):
+        remedy = "Send the same request again with the same id; nothing was logged."
+    return {"error": {"field": field, "reason": reason, "remedy": remedy or "See /docs."}}

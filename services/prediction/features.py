@@ -1,0 +1,135 @@
+"""Features at the moment of the request: from the online store by entity key, unless the caller sends them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.prediction.columns import batch, column, is_missing
+from services.prediction.errors import UnavailableError
+from services.prediction.metrics import Metrics
+from trellis.contract import Batch, ModelSpec
+from trellis.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+STORE = "feature_store"
+
+
+class OnlineFeatures(Protocol):
+    """The one verb of the feature store that serving needs."""
+
+    def online(self, service: str, keys: Batch, request: Batch) -> tuple[Batch, Batch]:
+        """Return features by name, and per view the event time (NaT where it has no row for the keys)."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The features of some rows.
+
+    Attributes:
+        columns: Every feature of the spec.
+        times: Event time of each view's row, ``datetime64[us]``.
+        overrides: Per row, the features that the caller sent.
+        degraded: Per row, the views without data from which a feature went in as missing.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    times: dict[str, NDArray[np.datetime64]]
+    overrides: tuple[tuple[str, ...], ...]
+    degraded: tuple[tuple[str, ...], ...]
+
+
+def find(
+    spec: ModelSpec,
+    store: OnlineFeatures | None,
+    rows: Sequence[Mapping[str, Any]],
+    sent: Sequence[frozenset[str] | set[str]],
+    metrics: Metrics,
+) -> Found:
+    """Find the features of validated rows.
+
+    Args:
+        spec: The model's declaration.
+        store: The online store.
+        rows: Field values.
+        sent: The fields that the caller sent, per row.
+        metrics: Counts rows answered without data.
+
+    Raises:
+        RequestError: An entity is unknown and the model needs its features (422).
+        UnavailableError: The store does not answer and the model needs its features.
+    """
+    count = len(rows)
+    nothing = ((),) * count
+    if spec.feature_service is None:
+        return Found({}, {}, nothing, nothing)
+    declared = {f.name: f for f in spec.features}
+    overrides = tuple(tuple(name for name in declared if name in names) for names in sent)
+    own = {name: column(f, [row.get(name) for row in rows]) for name, f in declared.items()}
+    if all(len(names) == len(declared) for names in overrides):
+        return Found(own, {}, overrides, nothing)
+    fields = spec.fields
+    keys = batch(fields, spec.entity_keys, rows)
+    request = batch(fields, [f.name for f in spec.request], rows)
+    down: Exception | None = None
+    stored: Batch = {}
+    times: Batch = {}
+    try:
+        if store is None:
+            raise RuntimeError("the service was started without a feature store")
+        stored, times = store.online(spec.feature_service, keys, request)
+    except Exception as error:  # whatever the store's client raises, the answer decides what to do without it
+        metrics.store_failures.labels("features").inc()
+        logger.warning("features of %s: %s: %s", spec.name, type(error).__name__, error)
+        down = error
+    columns: dict[str, NDArray[Any]] = {}
+    lacking = np.zeros(count, np.bool_)
+    for name, f in declared.items():
+        mine = np.array([name in names for names in overrides], np.bool_)
+        values = own[name]
+        if name in stored:
+            # Where the caller sent nothing, the store's value; the column keeps the declared kind.
+            taken = stored[name]
+            values = taken if not mine.any() else np.where(mine, values, taken)
+        missing = is_missing(values) & ~mine
+        if missing.any():
+            if not f.nullable:
+                _refuse(spec, f.name, int(np.argmax(missing)), keys, down)
+            lacking |= missing
+        columns[name] = values
+    degraded = _degraded(spec, lacking, times, down, metrics)
+    return Found(columns, dict(times), overrides, degraded)
+
+
+def _degraded(
+    spec: ModelSpec, lacking: NDArray[np.bool_], times: Batch, down: Exception | None, metrics: Metrics
+) -> tuple[tuple[str, ...], ...]:
+    if not lacking.any():
+        return ((),) * len(lacking)
+    reason = "no_row" if down is None else "store_down"
+    gone = {view: np.isnat(moment) for view, moment in times.items()} if down is None else {STORE: lacking}
+    views = tuple(tuple(v for v, g in gone.items() if g[i] and lacking[i]) for i in range(len(lacking)))
+    for view in {view for row in views for view in row}:
+        metrics.degraded.labels(spec.name, view, reason).inc(sum(view in row for row in views))
+    return views
+
+
+def _refuse(spec: ModelSpec, feature: str, row: int, keys: Batch, down: Exception | None) -> None:
+    if down is not None:
+        raise UnavailableError(
+            f"The feature store does not answer, and {spec.name} cannot do without {feature!r}.",
+            remedy="Try again, or send the features with the row.",
+        ) from down
+    entity = ", ".join(f"{name}={keys[name][row]!s:.60}" for name in spec.entity_keys)
+    place = f"rows.{row}.{spec.entity_keys[0]}" if spec.entity_keys else f"rows.{row}"
+    raise RequestError(
+        place,
+        f"there are no features for {entity}: {feature!r} is missing",
+        remedy=f"Check the keys, or send {feature!r} with the row.",
+    )

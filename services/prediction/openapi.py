@@ -1,0 +1,216 @@
+"""The API's description (OpenAPI 3.1), every model with its own types and an example that can be sent, and its page."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from services.prediction import v2
+from services.prediction.runtime import ModelRuntime
+from services.prediction.schema import ModelSchema
+
+_ERRORS = {
+    "400": "The body is not JSON.",
+    "404": "No such model; close matches are named.",
+    "409": "The request id was used for another body.",
+    "413": "Too many rows, or too large a body.",
+    "415": "The content type is not application/json.",
+    "422": "A field is unknown, missing, of the wrong type or out of range.",
+    "503": "Not ready, overloaded, or the answer could not be logged; send it again.",
+}
+_ERROR = {
+    "type": "object",
+    "description": "What is wrong, where, and what to do.",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "field": {"type": "string", "description": "Dotted path of the field; empty for the body as a whole."},
+                "reason": {"type": "string"},
+                "remedy": {"type": "string"},
+            },
+            "required": ["field", "reason", "remedy"],
+        }
+    },
+    "examples": [{"error": {"field": "rows.0.distance", "reason": "field required", "remedy": "See /docs."}}],
+}
+
+
+def document(models: Mapping[str, tuple[ModelRuntime, ModelSchema]], version: str) -> dict[str, Any]:
+    """Describe the whole API for the models being served."""
+    types: list[type[BaseModel]] = [v2.InferRequest]
+    for _, schema in models.values():
+        types += [schema.request, schema.response, schema.labels]
+    references, definitions = models_json_schema(
+        [(model, "validation") for model in types], ref_template="#/components/schemas/{model}"
+    )
+    refs = {model: reference for (model, _), reference in references.items()}
+    paths: dict[str, Any] = {}
+    for name, (model, schema) in models.items():
+        spec = model.spec
+        outputs = {f.name: f.example for f in spec.outputs}
+        example = {"rows": [dict(model.example)]}
+        answered = {
+            "model": name,
+            "version": "1",
+            "variant": "champion",
+            "revision": 1,
+            "request_id": "3f2a",
+            "predictions": [{"id": "3f2a#0", **outputs, "version": "1", "variant": "champion"}],
+        }
+        paths[f"/v1/models/{name}/predict"] = {
+            "post": _operation(
+                name,
+                f"predict_{name}",
+                f"Predict: {spec.target.name}",
+                f"{spec.description} Owner: {spec.owner}.",
+                refs[schema.request],
+                refs[schema.response],
+                example,
+                answered,
+            )
+        }
+        paths[f"/v1/models/{name}/labels"] = {
+            "post": _operation(
+                name,
+                f"label_{name}",
+                "Send labels",
+                f"{spec.target.description} Once answered, the labels are on the disk; sending them again is harmless.",
+                refs[schema.labels],
+                {"type": "object", "properties": {"accepted": {"type": "integer"}}},
+                None,
+                {"accepted": 1},
+            )
+        }
+    paths |= _common(refs[v2.InferRequest])
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Trellis prediction service",
+            "version": version,
+            "description": "Every model answers under its own typed path. A prediction's `id` is what its label refers "
+            "to later. The rollout plan decides which version answers; each answer says which one did.",
+        },
+        "tags": [{"name": n, "description": m.spec.description} for n, (m, _) in models.items()]
+        + [
+            {"name": "models", "description": "What is being served."},
+            {"name": "open inference protocol", "description": "The same models through the V2 protocol."},
+            {"name": "operations", "description": "Health and metrics."},
+        ],
+        "paths": paths,
+        "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
+    }
+
+
+def _operation(
+    tag: str,
+    name: str,
+    summary: str,
+    text: str,
+    body: Mapping[str, Any],
+    answer: Mapping[str, Any],
+    example: Any,
+    answered: Any,
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": body}
+    if example is not None:
+        content["example"] = example
+    return {
+        "tags": [tag],
+        "operationId": name,
+        "summary": summary,
+        "description": text,
+        "requestBody": {"required": True, "content": {"application/json": content}},
+        "responses": {
+            "200": {
+                "description": "The answer.",
+                "content": {"application/json": {"schema": answer, "example": answered}},
+            },
+            **{
+                code: {
+                    "description": reason,
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                }
+                for code, reason in _ERRORS.items()
+            },
+        },
+    }
+
+
+def _common(infer: Mapping[str, Any]) -> dict[str, Any]:
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    def get(tag: str, summary: str, *, named: bool = False, media: str = "application/json") -> dict[str, Any]:
+        answers = {"200": {"description": "The answer.", "content": {media: {"schema": {}}}}}
+        return {
+            "get": {"tags": [tag], "summary": summary, "responses": answers}
+            | ({"parameters": [model]} if named else {})
+        }
+
+    protocol = "open inference protocol"
+    inference = _operation(
+        protocol,
+        "infer",
+        "Infer",
+        "Named tensors in, named tensors out.",
+        infer,
+        {"type": "object"},
+        {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}]},
+        {"model_name": "…", "outputs": []},
+    )
+    return {
+        "/v1/models": get("models", "List the models being served"),
+        "/v1/models/{model}": get("models", "Show a model: its plan, versions and declaration", named=True),
+        "/v2": get(protocol, "Server metadata"),
+        "/v2/health/live": get(protocol, "Whether the process runs"),
+        "/v2/health/ready": get(protocol, "Whether every model is loaded (503 until then)"),
+        "/v2/models/{model}": get(protocol, "Model metadata", named=True),
+        "/v2/models/{model}/ready": get(protocol, "Whether a model is loaded", named=True),
+        "/v2/models/{model}/infer": {"post": inference | {"parameters": [model]}},
+        "/metrics": get("operations", "Prometheus metrics", media="text/plain"),
+    }
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Trellis prediction service</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+<style>
+body { margin: 0 }
+.swagger-ui .info { margin: 24px 0 8px }
+.swagger-ui .scheme-container { display: none }
+</style>
+</head>
+<body>
+<div id="page">Loading the API's description …</div>
+<noscript>This page needs JavaScript; the description itself is at <a href="/openapi.json">/openapi.json</a>.</noscript>
+<script src="/docs/swagger-ui-bundle.js" charset="utf-8"></script>
+<script>
+SwaggerUIBundle({
+  url: "/openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null,
+  defaultModelsExpandDepth: 0, tryItOutEnabled: true, presets: [SwaggerUIBundle.presets.apis],
+});
+</script>
+</body>
+</html>
+"""
+
+ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
+
+
+def asset(name: str) -> Path | None:
+    """Return the file of a Swagger UI asset; BentoML brings them, so the page needs no network."""
+    found = importlib.util.find_spec("bentoml")
+    if name not in ASSETS or found is None or found.origin is None:
+        return None
+    path = Path(found.origin).parent / "_internal" / "server" / "static_content" / name
+    return path if path.is_file() else None

@@ -1,0 +1,126 @@
+"""ONNX Runtime as a ``Predictor``: a graph whose inputs and outputs are named as the spec's, tuned for one row."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trellis.contract import Batch, Predictor
+from trellis.errors import ArtifactError, ContractError
+
+_NUMERIC = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxPredictor(Predictor):
+    """Scores batches with one ONNX Runtime session on one thread.
+
+    One thread, because at one row the hand-over between threads costs more than the work; processes give the breadth.
+    Every column is fed as the graph declares it: missing strings as the empty string, numbers cast to the graph's type,
+    timestamps as seconds since 1970, and one-dimensional columns as ``(n, 1)`` where the graph wants two dimensions.
+
+    Args:
+        path: The graph.
+
+    Raises:
+        ArtifactError: The file is no graph that ONNX Runtime can run, or an input has a type that no column has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own classes and plain RuntimeErrors
+            raise ArtifactError(
+                f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}.",
+                where=path,
+                remedy="Export the model again and register the new version.",
+            ) from error
+        self._path = path
+        self._feeds = [(node.name, _feed(node, path)) for node in self._session.get_inputs()]
+        self._outputs = [node.name for node in self._session.get_outputs()]
+
+    def predict(self, batch: Batch) -> Batch:
+        """Score rows; outputs are named as the graph names them.
+
+        Raises:
+            ContractError: The batch lacks an input of the graph, or a column cannot be fed as the graph declares it.
+        """
+        feed = {}
+        for name, prepare in self._feeds:
+            try:
+                feed[name] = prepare(batch[name])
+            except KeyError:
+                raise ContractError(
+                    f"The graph's input {name!r} is not in the batch.",
+                    where=self._path,
+                    remedy="Export the spec's inputs.",
+                ) from None
+            except (TypeError, ValueError) as error:
+                raise ContractError(
+                    f"The column {name!r} does not fit the graph: {error}.", where=self._path
+                ) from error
+        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+
+    def save(self, directory: Path) -> None:
+        """Write the graph as ``model.onnx``."""
+        shutil.copyfile(self._path, directory / "model.onnx")
+
+
+def _feed(node: Any, path: Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what turns a column into the tensor that a graph's input declares."""
+    dimensions = len(node.shape)
+    cast: Callable[[NDArray[Any]], NDArray[Any]]
+    if node.type == "tensor(string)":
+        cast = _strings
+    elif node.type in _NUMERIC:
+        cast = _caster(np.dtype(_NUMERIC[node.type]))
+    else:
+        raise ArtifactError(
+            f"The graph's input {node.name!r} has the type {node.type}, which no column has.", where=path
+        )
+
+    def prepare(column: NDArray[Any]) -> NDArray[Any]:
+        column = cast(column)
+        return column[:, None] if dimensions == 2 and column.ndim == 1 else column
+
+    return prepare
+
+
+def _caster(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    def cast(column: NDArray[Any]) -> NDArray[Any]:
+        if column.dtype == dtype:
+            return column
+        if column.dtype.kind == "M":
+            missing = np.isnat(column)
+            column = column.astype("datetime64[us]").astype(np.int64) / 1e6
+            column[missing] = np.nan
+        return column.astype(dtype)
+
+    return cast
+
+
+def _strings(column: NDArray[Any]) -> NDArray[Any]:
+    if column.dtype.kind == "U":
+        return column
+    # NaN is what pandas puts where a string is missing.
+    return np.array(["" if v is None or v != v else str(v) for v in column.ravel()], object).reshape(column.shape)
