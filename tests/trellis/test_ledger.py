@@ -1,0 +1,188 @@
+"""The ledger against a naive reference written as loops, and the invariants of a join."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trellis.errors import DataError
+from trellis.ledger import join, performance
+from trellis.sums import LossSums, loss_sums, merged
+
+BASE = np.datetime64("2013-07-01T00:00:00", "us")
+HOUR = np.timedelta64(3_600_000_000, "us")
+
+
+def batch(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    result: dict[str, np.ndarray] = {}
+    for name in names:
+        values = [r[name] for r in rows]
+        if name in ("time", "observed_at", "received_at"):
+            result[name] = np.array([BASE + v * HOUR for v in values], dtype="datetime64[us]")
+        else:
+            result[name] = np.array(values, dtype=object if name == "value" else str)
+    return result
+
+
+def predictions(count: int) -> dict[str, np.ndarray]:
+    rows = [{"id": f"p{i}", "time": i, "version": "1" if i % 2 else "2"} for i in range(count)]
+    return batch(rows, ("id", "time", "version"))
+
+
+def labels(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return batch(rows, ("id", "value", "observed_at", "received_at"))
+
+
+def naive(count: int, rows: list[dict[str, Any]], as_of: int) -> dict[str, tuple[float, int]]:
+    best: dict[str, tuple[int, int, float]] = {}
+    first: dict[tuple[Any, ...], int] = {}
+    for r in rows:
+        key = (r["id"], r["value"], r["observed_at"])
+        first[key] = min(first.get(key, 10**9), r["received_at"])
+    for (name, value, observed), received in first.items():
+        known = name in {f"p{i}" for i in range(count)}
+        if not known or value not in (0, 1) or observed > as_of or observed < int(name[1:]):
+            continue
+        best[name] = max(best.get(name, (-1, -1, -1.0)), (observed, received, float(value)))
+    return {name: (value, observed) for name, (observed, _, value) in best.items()}
+
+
+label_rows = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.sampled_from([f"p{i}" for i in range(6)] + ["stranger"]),
+            "value": st.sampled_from([0, 1, 1, 0, 7, -1]),
+            "observed_at": st.integers(0, 12),
+            "received_at": st.integers(0, 12),
+        }
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=label_rows, as_of=st.integers(0, 13), order=st.randoms(use_true_random=False))
+def test_join_is_the_naive_one_in_any_order_and_however_often_labels_come(rows, as_of, order) -> None:
+    moment = BASE + as_of * HOUR
+    expected = naive(6, rows, as_of)
+    again = [*rows, *rows]
+    order.shuffle(again)
+    for given_rows in (rows, again):
+        found = join(predictions(6), labels(given_rows), task="binary", as_of=moment)
+        for i in range(6):
+            value, observed = expected.get(f"p{i}", (math.nan, 0))
+            assert found.known[i] == (f"p{i}" in expected)
+            assert found.value[i] == value or (math.isnan(value) and math.isnan(found.value[i]))
+            if found.known[i]:
+                assert found.observed_at[i] == BASE + observed * HOUR
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=label_rows, as_of=st.integers(0, 12))
+def test_past_days_do_not_change_when_later_labels_come(rows, as_of) -> None:
+    then = [r for r in rows if r["observed_at"] <= as_of]
+    moment = BASE + as_of * HOUR
+    early = join(predictions(6), labels(then), task="binary", as_of=moment)
+    late = join(predictions(6), labels(rows), task="binary", as_of=moment)
+    np.testing.assert_array_equal(early.value, late.value)
+    assert early.findings == late.findings
+
+
+def test_findings_name_and_count_what_was_left_out() -> None:
+    rows = [
+        {"id": "p1", "value": 1, "observed_at": 5, "received_at": 5},
+        {"id": "p1", "value": 1, "observed_at": 5, "received_at": 6},
+        {"id": "ghost", "value": 1, "observed_at": 5, "received_at": 5},
+        {"id": "p2", "value": 3, "observed_at": 5, "received_at": 5},
+        {"id": "p2", "value": None, "observed_at": 6, "received_at": 6},
+        {"id": "p3", "value": 1, "observed_at": 1, "received_at": 5},
+        {"id": "p0", "value": 1, "observed_at": 5, "received_at": 5},
+        {"id": "p0", "value": 0, "observed_at": 5, "received_at": 5},
+    ]
+    found = join(predictions(4), labels(rows), task="binary")
+    assert {f.kind: (f.count, f.examples) for f in found.findings} == {
+        "duplicate": (1, ("p1",)),
+        "unknown_id": (1, ("ghost",)),
+        "impossible_value": (2, ("p2",)),
+        "observed_too_early": (1, ("p3",)),
+        "contradiction": (1, ("p0",)),
+    }
+    assert found.known.tolist() == [True, True, False, False]
+    assert found.value[0] == 1.0
+
+
+def test_class_names_are_labels_and_regression_takes_numbers_only() -> None:
+    rows = [
+        {"id": "p0", "value": "late", "observed_at": 5, "received_at": 5},
+        {"id": "p1", "value": "sometimes", "observed_at": 5, "received_at": 5},
+    ]
+    found = join(predictions(2), labels(rows), task="binary", classes=("on_time", "late"))
+    assert found.value[0] == 1.0
+    assert not found.known[1]
+    rows = [{"id": f"p{i}", "value": v, "observed_at": 9, "received_at": 9} for i, v in enumerate([2.5, math.inf, "x"])]
+    assert join(predictions(3), labels(rows), task="regression").known.tolist() == [True, False, False]
+
+
+def test_a_prediction_id_twice_is_an_error() -> None:
+    double = {"id": np.array(["a", "a"]), "time": np.array([BASE, BASE])}
+    with pytest.raises(DataError, match="not unique"):
+        join(double, labels([]), task="binary")
+
+
+def test_nothing_joins_to_nothing() -> None:
+    found = join(predictions(3), labels([]), task="binary")
+    assert not found.known.any()
+    cells = performance(
+        predictions(3), found, task="binary", score=np.full(3, 0.5), edges=np.array([BASE, BASE + 9 * HOUR])
+    )
+    assert [c.coverage for c in cells] == [0.0, 0.0]
+    empty = predictions(0)
+    assert (
+        performance(
+            empty,
+            join(empty, labels([]), task="binary"),
+            task="binary",
+            score=np.empty(0),
+            edges=np.array([BASE, BASE + HOUR]),
+        )
+        == ()
+    )
+
+
+def test_performance_by_window_version_and_segment() -> None:
+    made = predictions(48)
+    score = np.linspace(0.1, 0.9, 48)
+    rows = [{"id": f"p{i}", "value": i % 3 == 0, "observed_at": i + 2, "received_at": i + 2} for i in range(0, 48, 2)]
+    found = join(made, labels([{**r, "value": int(r["value"])} for r in rows]), task="binary")
+    edges = np.array([BASE, BASE + 24 * HOUR, BASE + 48 * HOUR])
+    carrier = np.array(["AA", "AA", "UA"] * 16)
+    cells = performance(made, found, task="binary", score=score, edges=edges, segments={"carrier": carrier})
+    whole = {(c.window, c.version): c for c in cells if not c.segment}
+    assert set(whole) == {(0, "1"), (0, "2"), (1, "1"), (1, "2")}
+    assert whole[0, "1"].loss.rows == 0
+    expected = sum((score[i] - (i % 3 == 0)) ** 2 for i in range(0, 24, 2))
+    assert whole[0, "2"].loss.total == pytest.approx(expected)
+    assert whole[0, "2"].coverage == 1.0
+    parts = [c.loss for c in cells if c.segment == "carrier" and c.window == 0 and c.version == "2"]
+    assert sum(p.total for p in parts) == pytest.approx(expected)
+
+
+def test_loss_sums_merge_and_their_error_is_the_ratio_estimators() -> None:
+    rng = np.random.default_rng(1)
+    days = rng.integers(0, 20, 500)
+    losses = rng.random(500) + days * 0.05
+    whole = loss_sums(losses, days)
+    parts = merged([loss_sums(losses[days < 7], days[days < 7]), loss_sums(losses[days >= 7], days[days >= 7])])
+    assert parts.mean == pytest.approx(whole.mean)
+    assert parts.standard_error == pytest.approx(whole.standard_error)
+    spread = sum((losses[days == d] - whole.mean).sum() ** 2 for d in range(20))
+    assert whole.standard_error == pytest.approx(math.sqrt(spread * 20 / 19) / 500)
+    alone = loss_sums(losses)
+    assert alone.standard_error == pytest.approx(losses.std(ddof=1) / math.sqrt(500))
+    assert math.isnan(LossSums().mean)
+    assert math.isnan(loss_sums([0.5]).standard_error)
