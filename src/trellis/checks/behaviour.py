@@ -115,7 +115,7 @@ def unknown_values_handled(subject: Subject) -> str:
     for name in subject.spec.inputs:
         f = subject.spec.fields[name]
         if f.kind in ("category", "text"):
-            strange = ("never seen", "☃" * min(f.max_length, 40))
+            strange = ("never seen"[: f.max_length], "☃" * min(f.max_length, 40))
             cases += [(f"{name} = {s[:12]!r}", {name: _with(subject.probe[name], s)}, False) for s in strange]
     if not cases:
         raise CheckSkipped("no input is a category or text")

@@ -11,18 +11,13 @@ from trellis.checks.compare import identical
 from trellis.checks.subject import Subject
 from trellis.checks.suite import check, require
 from trellis.contract import Dataset, Field
+from trellis.metrics import METRICS
 
 # Name and kind of the first output, by task: what the platform's metrics, service and monitors read.
 SCORES = {
     "binary": ("probability", "float"),
     "multiclass": ("probabilities", "tensor"),
     "regression": ("value", "float"),
-}
-
-METRICS = {
-    "binary": {"auc", "average_precision", "brier", "log_loss", "accuracy", "calibration_error"},
-    "multiclass": {"accuracy", "log_loss", "brier"},
-    "regression": {"mae", "rmse", "r2"},
 }
 
 _DTYPES = {"float": "fiu", "int": "iuf", "bool": "b", "category": "UO", "text": "UO", "timestamp": "M", "tensor": "f"}
