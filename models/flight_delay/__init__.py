@@ -1,0 +1,5 @@
+"""Flights from New York: the probability of arriving more than fifteen minutes late."""
+
+from .plugin import plugin
+
+__all__ = ["plugin"]
