@@ -15,7 +15,7 @@ from trellis.catalog import Catalogue
 from trellis.contract import Task
 from trellis.errors import ConfigError, StorageError
 
-_NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _COMMON = {"__init__.py": "init.py.txt", "plugin.py": "plugin.py.txt", "README.md": "readme.md.txt"}
 _BY_TASK = {"spec.py": "spec_{task}.py.txt", "data.py": "data_{task}.py.txt", "model.py": "model_{task}.py.txt"}
 
@@ -36,7 +36,7 @@ def scaffold(name: str, task: Task, into: Path, taken: Catalogue) -> Path:
         ConfigError: The name is no lower snake case name or is taken, or there is no such task.
         StorageError: The folder cannot be written.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no name for a model.",
             remedy="Use lower case letters, digits and underscores, a letter first, at most 63 characters.",
