@@ -53,12 +53,14 @@ class DigitsPredictor(Predictor):
         """Return ``probabilities`` (n, 10) float32, each row summing to 1, and ``label`` (n,) int64.
 
         Raises:
-            ContractError: ``image`` is missing, or is not of shape (n, 1, 8, 8).
+            ContractError: ``image`` is missing, not of shape (n, 1, 8, 8), or has cells that are not finite.
         """
         image = np.asarray(batch["image"], dtype=np.float32) if "image" in batch else None
         if image is None or image.shape[1:] != (1, 8, 8):
             found = "nothing" if image is None else image.shape
             raise ContractError(f"The digits model needs 'image' of shape (n, 1, 8, 8), it got {found}.")
+        if not np.isfinite(image).all():
+            raise ContractError("An image has cells that are no numbers.", remedy="Send 0 for a cell without ink.")
         parts = [self._probabilities(image[start : start + CHUNK]) for start in range(0, len(image), CHUNK)]
         probabilities = np.concatenate(parts) if parts else np.empty((0, 10), np.float32)
         return {"probabilities": probabilities, "label": probabilities.argmax(axis=1).astype(np.int64)}

@@ -85,7 +85,7 @@ class Encoding:
 
 
 def days(time: np.ndarray | None, rows: int) -> np.ndarray:
-    """Return each row's day as a whole number, for splits that keep a day together; without time, one row is one day."""
+    """Return each row's day as a whole number, to keep days together in splits; without time, a row is a day."""
     return np.arange(rows) if time is None else time.astype("datetime64[D]").astype(np.int64)
 
 

@@ -99,7 +99,7 @@ class FlightDelayPlugin(ModelPlugin):
 
 
 def make_sample(joined: Dataset, rows: int = 1_500, since: str = "2013-02-01", until: str = "2013-07-01") -> None:
-    """Write ``sample.parquet``: evenly spread rows of a dataset whose features are joined, once its windows are full."""
+    """Write ``sample.parquet``: evenly spread rows of a dataset with features joined, once its windows are full."""
     assert joined.time is not None
     past = np.flatnonzero((joined.time >= np.datetime64(since)) & (joined.time < np.datetime64(until)))
     chosen = joined.take(past[np.linspace(0, len(past) - 1, rows).round().astype(int)])

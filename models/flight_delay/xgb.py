@@ -56,7 +56,7 @@ class XgbPredictor(Predictor):
         return {"probability": self.platt.probability(margin)}
 
     def explain(self, batch: Batch) -> Batch:
-        """Return each input's contribution to the calibrated log-odds, and ``baseline``; together they sum to the logit.
+        """Return each input's contribution to the calibrated log-odds, and ``baseline``; they sum to the logit.
 
         TreeSHAP, path-dependent (Lundberg et al. 2020, *From local explanations to global understanding with
         explainable AI for trees*), scaled by the calibration's slope.
