@@ -1,0 +1,221 @@
+"""The canary's verdict, valid however often it is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trellis.contract import RolloutPolicy
+from trellis.decision import Check, Verdict
+from trellis.rollout.guards import Exposure, log_evidence_split, log_evidence_worse
+from trellis.rollout.stream import LossStream, information_for
+
+# How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
+# for any one truth only one of the two would be wrong.
+QUALITY, ERRORS, SLOW, SPLIT = 0.8, 0.05, 0.05, 0.1
+# Increases of a rate below these are not worth a rollback even where they are certain.
+WORST_ERRORS, WORST_SLOW = 0.001, 0.01
+_PROMISE_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class CanaryInputs:
+    """All that a canary's verdict depends on, beside the policy.
+
+    Attributes:
+        stream: Labelled losses of both variants since the rollout began.
+        exposures: Requests since then, labelled or not, by share.
+        share: The canary's share now, in (0, 1).
+        days: Event time since the rollout began, in days.
+        expected_difference: The canary's mean loss less the champion's as the gate saw it; None if it saw no champion.
+        expected_error: Its standard error.
+    """
+
+    stream: LossStream
+    exposures: tuple[Exposure, ...]
+    share: float
+    days: float
+    expected_difference: float | None = None
+    expected_error: float = 0.0
+
+
+def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
+    """Say whether a canary takes over.
+
+    In this order:
+
+    ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle.
+    INCONCLUSIVE if the split is not the planned one beyond doubt: the variants then saw different traffic, and no
+    comparison holds. HOLD below ``min_labels`` on either side.
+    ROLL_BACK if the canary's loss is higher beyond doubt (lower bound of the difference above 0) *and* its estimate
+    exceeds the margin. Waiting for the lower bound to pass the margin itself would let a canary twice as bad as allowed
+    answer for a month. One that is worse by less than the margin may thus be rolled back, which errs on the champion's
+    side; one that is no worse is rolled back with probability at most ``alpha``.
+    ROLL_BACK if it breaks the gate's promise: the lower bound lies above the offline difference by more than the margin
+    and two of its standard errors. That is what a feature that knew the future, or that serving computes otherwise,
+    looks like; a season that hits both variants cancels out.
+    PROMOTE if the upper bound of the difference is below the margin. INCONCLUSIVE after ``max_days``. Else HOLD, with
+    what is missing.
+
+    The chance that a verdict is ever wrong, over all looks and steps, is at most ``policy.alpha`` (asymptotically for
+    the losses, exactly for the guards), spent as the constants above say. A wrong verdict is a PROMOTE of a canary that
+    is worse by the margin or more, or a ROLL_BACK or voided comparison of one that is no worse in any of these
+    respects.
+
+    Args:
+        inputs: The evidence.
+        policy: The model's rollout policy.
+
+    Returns:
+        PROMOTE, ROLL_BACK, HOLD or INCONCLUSIVE. A PROMOTE may be followed at any share: it does not ask for more data.
+    """
+    guards = [_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), _split(inputs, policy)]
+    labels, quality, promise = _labels(inputs, policy), _quality(inputs, policy), _promise(inputs, policy)
+    checks = (*guards, labels, *quality, *promise)
+    late = Check(
+        "time",
+        None if inputs.days < policy.max_days else False,
+        f"{inputs.days:.1f} of at most {policy.max_days:g} days have passed.",
+        inputs.days,
+        policy.max_days,
+    )
+
+    def say(outcome: str, *first: Check, needs: dict[str, float] | None = None) -> Verdict:
+        rest = [c for c in (*checks, late) if c not in first]
+        return Verdict(outcome, " ".join(c.text for c in first), (*first, *rest), needs or {})
+
+    tripped = [c for c in guards[:2] if c.passed is False]
+    if tripped:
+        return say("ROLL_BACK", *tripped)
+    if guards[2].passed is False:
+        return say("INCONCLUSIVE", guards[2])
+    if labels.passed:
+        harm = [c for c in (*quality, *promise) if c.passed is False]
+        if harm:
+            return say("ROLL_BACK", *harm)
+        if quality[1].passed:
+            return say("PROMOTE", quality[1])
+    if late.passed is False:
+        return say("INCONCLUSIVE", late, quality[1])
+    needs = _needs(inputs, policy)
+    told = labels if labels.passed is None else quality[1]
+    return say("HOLD", told, needs=needs)
+
+
+def ready_to_step(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
+    """Say whether a canary may take the next share: labels enough, no guard tripped, estimate within the margin.
+
+    This is prudence and no test; raising the share spoils no later verdict, because every row counts by the share it
+    was assigned with.
+    """
+    verdict = decide(inputs, policy)
+    mean = inputs.stream.difference
+    ready = verdict.outcome in ("HOLD", "PROMOTE") and bool(_labels(inputs, policy).passed) and mean <= policy.margin
+    text = (
+        f"{verdict.outcome} with {inputs.stream.canary_rows} canary labels and a difference of {mean:+.4f}: "
+        f"{'ready' if ready else 'not ready'} for a larger share."
+    )
+    return Check("ready_to_step", ready, text, mean, policy.margin)
+
+
+def next_share(policy: RolloutPolicy, current_share: float) -> float | None:
+    """Return the first step above ``current_share``; None on the last, after which the canary becomes the champion."""
+    return next((step for step in policy.steps if step > current_share + 1e-12), None)
+
+
+def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> Check:
+    if kind == "errors":
+        spend, trifle, word = ERRORS, WORST_ERRORS, "failed"
+        counts = [(e.share, e.canary_errors, e.champion_errors) for e in inputs.exposures]
+    else:
+        spend, trifle, word = SLOW, WORST_SLOW, "were slow"
+        counts = [(e.share, e.canary_slow, e.champion_slow) for e in inputs.exposures]
+    asked = [(e.share, e.canary, e.champion) for e in inputs.exposures]
+    events, requests = ([sum(column) for column in zip(*rows, strict=True)][1:] or [0, 0] for rows in (counts, asked))
+    rates = [e / max(r, 1) for e, r in zip(events, requests, strict=True)]
+    found, limit = log_evidence_worse(counts) / math.log(10), -math.log10(policy.alpha * spend)
+    bad = found >= limit and rates[0] - rates[1] > trifle
+    text = (
+        f"{events[0]} of {requests[0]} canary requests {word} ({rates[0]:.2%}) and {events[1]} of {requests[1]} of "
+        f"the champion's ({rates[1]:.2%}): evidence 10^{found:.1f} {'>=' if found >= limit else '<'} 10^{limit:.1f}"
+    )
+    return Check(kind, not bad, f"{text}{'' if bad == (found >= limit) else ', yet a trifle'}.", found, limit)
+
+
+def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
+    counts = [(e.share, e.canary, e.champion) for e in inputs.exposures]
+    found, limit = log_evidence_split(counts) / math.log(10), -math.log10(policy.alpha * SPLIT)
+    canary, total = sum(c for _, c, _ in counts), sum(c + h for _, c, h in counts)
+    planned = sum(p * (c + h) for p, c, h in counts)
+    text = (
+        f"{canary} of {total} requests went to the canary, {planned:.0f} were planned: evidence of another split "
+        f"10^{found:.1f}"
+    )
+    if found >= limit:
+        return Check("sample_ratio", False, f"{text} >= 10^{limit:.1f}; the comparison is void.", found, limit)
+    return Check("sample_ratio", True, f"{text} < 10^{limit:.1f}.", found, limit)
+
+
+def _labels(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
+    canary, champion = inputs.stream.canary_rows, inputs.stream.champion_rows
+    few = min(canary, champion)
+    text = f"{canary} labels of the canary and {champion} of the champion; a verdict needs {policy.min_labels} of each."
+    return Check("labels", True if few >= policy.min_labels else None, text, float(few), float(policy.min_labels))
+
+
+def _quality(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, Check]:
+    """Return the checks for harm and for non-inferiority."""
+    mean, margin = inputs.stream.difference, policy.margin
+    if not math.isfinite(inputs.stream.reach(policy.alpha)):
+        nothing = "No labelled row compares the variants yet."
+        return Check("no_harm", None, nothing), Check("non_inferiority", None, nothing)
+    lower, upper = inputs.stream.bounds(policy.alpha * QUALITY)
+    text = f"Live mean loss of the canary less the champion's {mean:+.4f} on {inputs.stream.rows} labelled rows"
+    bad = lower > 0 and mean > margin
+    harm = (
+        f"{text}: lower bound {lower:+.4f} {'>' if lower > 0 else '<='} 0, estimate {'>' if mean > margin else '<='} "
+    )
+    fine = f"{text}: upper bound {upper:+.4f} {'<' if upper < margin else '>='} margin {margin:g}."
+    no_harm = True if upper < margin else None
+    return (
+        Check("no_harm", False if bad else no_harm, f"{harm}margin {margin:g}.", lower, 0.0),
+        Check("non_inferiority", True if upper < margin else None, fine, upper, margin),
+    )
+
+
+def _promise(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
+    if inputs.expected_difference is None or inputs.stream.information <= 0:
+        return ()
+    lower, _ = inputs.stream.bounds(policy.alpha * QUALITY)
+    bound = inputs.expected_difference + _PROMISE_ERRORS * inputs.expected_error + policy.margin
+    text = (
+        f"Offline the difference was {inputs.expected_difference:+.4f}, live it is {inputs.stream.difference:+.4f} "
+        f"with a lower bound of {lower:+.4f}"
+    )
+    if lower > bound:
+        text += f" > {bound:+.4f}: serving sees other features than training did."
+    else:
+        text += f" <= {bound:+.4f}."
+    return (Check("offline_promise", lower <= bound, text, lower, bound),)
+
+
+def _needs(inputs: CanaryInputs, policy: RolloutPolicy) -> dict[str, float]:
+    """Return the canary labels and the days still missing.
+
+    Planned for a canary as good as the champion; where that many have come already, for the difference that is seen,
+    but a quarter of the margin away from it at least.
+    """
+    stream, share = inputs.stream, inputs.share
+    per_day = stream.rows / inputs.days if inputs.days > 0 else 0.0
+    labels = float(max(policy.min_labels - stream.canary_rows, 0))
+    if stream.square > 0 and share < 1:
+        variance, alpha = stream.square / stream.information, policy.alpha * QUALITY
+        more = information_for(policy.margin, variance, alpha) - stream.information
+        if more <= 0:
+            gap = max(abs(policy.margin - stream.difference), policy.margin / 4)
+            more = max(information_for(gap, variance, alpha) - stream.information, 0.1 * stream.information)
+        labels = max(labels, more / (1 - share))
+    needs = {"labels": float(math.ceil(labels))}
+    if per_day > 0 and share > 0:
+        needs["days"] = round(labels / (per_day * share), 1)
+    return needs
