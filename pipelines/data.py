@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ import pandas as pd
 from pipelines.plugins import folder_of, plugin_named, suites_of
 from pipelines.steps import flow, step
 from trellis.adapters.datasets import load_dataset, save_dataset
-from trellis.adapters.feature_store import FeatureStore
 from trellis.adapters.lineage import code_digest
 from trellis.adapters.snapshots import open_snapshot, take_snapshot
 from trellis.adapters.validation import TableReport, validate_table
@@ -25,6 +24,9 @@ from trellis.contract import BuildsFeatures, Dataset, ProvidesData
 from trellis.decision import dumps
 from trellis.errors import ContractError, CorruptSnapshotError, DataError
 from trellis.settings import settings
+
+if TYPE_CHECKING:
+    from trellis.adapters.feature_store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ def prepare_data(model: str, since: str = "", until: str = "", tables: Tables | 
 
 
 def feature_store() -> FeatureStore:
-    """Return the feature store of the settings."""
+    """Return the feature store of the settings; Feast takes seconds to import, so only where a model joins features."""
+    from trellis.adapters.feature_store import FeatureStore
+
     return FeatureStore(settings().feature_repo, settings().directory())
 
 

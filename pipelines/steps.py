@@ -115,8 +115,7 @@ class Step(Generic[P, R]):
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         values = {name: _plain(value) for name, value in bound.arguments.items()}
-        key = hashlib.sha256(dumps(values).encode()).hexdigest()[:20]
-        return settings().directory("flows", "steps") / f"{self.name}-{key}.json"
+        return settings().directory("flows", "steps") / f"{self.name}-{run_key(values)}.json"
 
     @functools.cached_property
     def _result(self) -> TypeAdapter[R]:
@@ -142,6 +141,11 @@ class Step(Generic[P, R]):
                 where=path,
                 remedy="Free disk space and run the flow again; finished steps are not repeated.",
             ) from error
+
+
+def run_key(*parts: Any) -> str:
+    """Return a short digest of JSON values: the name of a piece of work by what goes into it."""
+    return hashlib.sha256(dumps([_plain(part) for part in parts]).encode()).hexdigest()[:20]
 
 
 def _plain(value: Any) -> Any:

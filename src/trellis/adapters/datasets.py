@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def save_dataset(dataset: Dataset, path: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise StorageError(
             f"A dataset could not be written: {error.strerror or error}.",
             where=path,

@@ -18,7 +18,6 @@ import pandas as pd
 
 from trellis.errors import ConfigError, ValidationFailedError
 
-_ROW = "_trellis_row"
 DEFAULT_RATE = 0.01
 
 
@@ -84,24 +83,26 @@ def validate_table(frame: pd.DataFrame, suite_file: Path) -> tuple[pd.Series[Any
     """
     import great_expectations as gx
     from great_expectations.core import ExpectationSuite
+    from great_expectations.expectations.registry import list_registered_expectation_implementations
 
     try:
         data = json.loads(suite_file.read_text())
         suite = ExpectationSuite(name=data["name"], expectations=data["expectations"], meta=data.get("meta", {}))
     except (OSError, ValueError, KeyError, gx.exceptions.GreatExpectationsError) as error:
         raise ConfigError(f"A suite cannot be read: {error}.", where=suite_file, remedy="Mend its JSON.") from error
+    unknown = sorted({e["type"] for e in data["expectations"]} - set(list_registered_expectation_implementations()))
+    if unknown:  # Great Expectations would only warn, and the rows would pass unchecked
+        raise ConfigError(f"A suite cannot be read: no expectation is called {unknown[0]!r}.", where=suite_file)
     limit = float(data.get("meta", {}).get("max_quarantine_rate", DEFAULT_RATE))
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("frame").add_dataframe_asset("table")
-    numbered = frame.assign(**{_ROW: range(len(frame))})
+    numbered = frame.reset_index(drop=True)  # its index is how Great Expectations names the rows that fail
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": numbered})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pandas' notices inside Great Expectations are not the reader's
-        outcome = batch.validate(
-            suite, result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [_ROW]}
-        )
+        outcome = batch.validate(suite, result_format="COMPLETE")
 
     reasons = pd.Series([""] * len(frame), dtype=object)
     counts: dict[str, int] = {}
@@ -110,7 +111,7 @@ def validate_table(frame: pd.DataFrame, suite_file: Path) -> tuple[pd.Series[Any
         if result.success and not result.result.get("unexpected_count"):
             continue
         reason = _sentence(result.expectation_config.type, result.expectation_config.kwargs)
-        rows = [entry[_ROW] for entry in result.result.get("unexpected_index_list") or []]
+        rows = list(result.result.get("unexpected_index_list") or [])
         if not rows:
             raised = next((e["exception_message"] for e in _exceptions(result.exception_info)), None)
             failures.append(f"{reason} does not hold" + (f" ({raised})" if raised else ""))

@@ -1,0 +1,392 @@
+"""Training: train → check → evaluate → gate → register → plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.card import model_card
+from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
+from pipelines.plugins import plugin_named
+from pipelines.splits import split
+from pipelines.steps import flow, run_key, step
+from pipelines.stores import decisions, plans, registry
+from trellis.adapters.lineage import environment, git_state
+from trellis.adapters.loading import load_predictor
+from trellis.adapters.registry import RunRecord
+from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
+from trellis.checks import run_checks
+from trellis.contract import Dataset, ExportsOnnx, ModelPlugin, Predictor, TrainingData, TrainingRun, select, take
+from trellis.decision import Decision, decision_of, dumps
+from trellis.drift import build_reference
+from trellis.errors import ArtifactError, BrokenPluginError, StorageError, TrellisError
+from trellis.gates import GateInputs, gate_inputs
+from trellis.gates import decide as decide_gate
+from trellis.metrics import blocks_of, intervals, row_loss
+from trellis.rollout import RolloutPlan, Variant, first_plan, with_canary
+from trellis.settings import settings
+from trellis.sums import loss_sums
+
+REFERENCE = "reference.json"
+LATENCY_CALLS = 200
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything beside data and code that may change the outcome."""
+
+    name: str
+    seed: int = 2013
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained and sealed artifact that no version names yet.
+
+    Attributes:
+        model, recipe: What it is.
+        path: Directory of the artifact.
+        digest: Its digest.
+        training_set: What it was trained on.
+    """
+
+    model: str
+    recipe: Recipe
+    path: str
+    digest: str
+    training_set: TrainingSet
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The champion a candidate is compared with."""
+
+    version: str
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a candidate did on rows it has not seen.
+
+    Attributes:
+        metrics: Name to lower bound, value and upper bound, at 95 %.
+        evidence: The gate's inputs.
+        rival: Version of the champion on the same rows; empty without one.
+    """
+
+    metrics: Mapping[str, tuple[float, float, float]]
+    evidence: GateInputs
+    rival: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training flow ends with.
+
+    Attributes:
+        version: The registered version.
+        decision: Id of the gate's decision.
+        verdict: Its outcome.
+        reason: Its sentence.
+        metrics: As in the evaluation.
+        revision: Revision of the rollout plan that names the version; 0 where none does.
+    """
+
+    version: str
+    decision: str
+    verdict: str
+    reason: str
+    metrics: Mapping[str, tuple[float, float, float]]
+    revision: int
+
+
+def _intact(candidate: Candidate) -> bool:
+    try:
+        verify(Path(candidate.path), candidate.digest)
+    except ArtifactError:
+        return False
+    return True
+
+
+@step(intact=_intact)
+def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> Candidate:
+    """Fit the recipe, write its artifact with the drift reference of its training rows, and seal it."""
+    plugin = plugin_named(model)
+    parts = split(load(training_set), gap_hours=plugin.spec.target.delay_hours)
+    root = settings().directory("candidates")
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=root) as work:
+        scratch, artifact = Path(work, "scratch"), Path(work, "artifact")
+        scratch.mkdir()
+        artifact.mkdir()
+        run = TrainingRun(recipe.seed, recipe.name, scratch, dict(recipe.params))
+        try:
+            predictor = plugin.train(TrainingData(parts.train, parts.validation), run)
+            predictor.save(artifact)
+            if isinstance(predictor, ExportsOnnx):
+                predictor.export_onnx(artifact / ONNX_MODEL)
+        except TrellisError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"The artifact of {model!r} could not be written: {error.strerror or error}.",
+                where=root,
+                remedy="Free disk space and run the flow again.",
+            ) from error
+        except Exception as error:
+            raise BrokenPluginError(
+                f"Training {model!r} by recipe {recipe.name!r} raised {type(error).__name__}: {error}.",
+                where=type(plugin).__module__,
+                remedy=f"Try: trellis models check {model}",
+            ) from error
+        (artifact / REFERENCE).write_text(_reference(plugin, predictor, parts.train, parts.test))
+        manifest = seal(
+            artifact,
+            model=model,
+            plugin_version=plugin.spec.version,
+            recipe=recipe.name,
+            seed=recipe.seed,
+            inputs=plugin.spec.inputs,
+            outputs=tuple(f.name for f in plugin.spec.outputs),
+        )
+        path = root / f"{model}-{manifest.digest[:16]}"
+        shutil.rmtree(path, ignore_errors=True)  # a broken one of the same content, or the very same
+        artifact.replace(path)
+    return Candidate(model, recipe, str(path), manifest.digest, training_set)
+
+
+@step()
+def conformance(model: str, code: str, recipe: str) -> str:
+    """Run the conformance kit over a recipe and return its report as JSON; once per state of the code.
+
+    Raises:
+        BrokenPluginError: A check fails.
+    """
+    report = run_checks(model, folders=[settings().models], recipe=recipe)
+    if not report.passed:
+        failed = "; ".join(f"{r.name}: {r.detail}" for r in report.failures)
+        raise BrokenPluginError(
+            f"{model!r} does not pass the conformance kit: {failed}.", remedy=f"Look with: trellis models check {model}"
+        )
+    return dumps(report)
+
+
+@step()
+def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
+    """Score the unseen rows with the candidate and the champion, as both would be served."""
+    plugin = plugin_named(candidate.model)
+    spec = plugin.spec
+    test = split(load(candidate.training_set), gap_hours=spec.target.delay_hours).test
+    predictor, _ = load_predictor(plugin, Path(candidate.path), candidate.digest)
+    scores = _score(plugin, predictor, test)
+    theirs = None
+    if rival is not None:
+        theirs = _score(plugin, load_predictor(plugin, Path(rival.path), rival.digest)[0], test)
+    found = intervals(
+        spec.task, test.target, scores, blocks_of(test.time, test.row_id), seed=candidate.recipe.seed, replicates=500
+    )
+    evidence = gate_inputs(
+        spec.task,
+        test.target,
+        scores,
+        theirs,
+        metric=spec.metric,
+        row_id=test.row_id,
+        time=test.time,
+        segments=select(test.columns, spec.segments),
+        latency_p95_ms=_latency_p95_ms(plugin, predictor, test),
+        artifact_bytes=read_manifest(Path(candidate.path)).size,
+        seed=candidate.recipe.seed,
+        confidence=spec.gates.confidence,
+    )
+    metrics = {name: (i.lo, i.point, i.hi) for name, i in found.items()}
+    return Evaluation(metrics, evidence, rival.version if rival else "")
+
+
+@step()
+def gate(candidate: Candidate, evaluation: Evaluation, at: str) -> Decision:
+    """Decide whether the candidate may take traffic."""
+    policy = plugin_named(candidate.model).spec.gates
+    verdict = decide_gate(evaluation.evidence, policy)
+    subject = f"{candidate.recipe.name} {candidate.digest[:8]}" + (
+        f" vs v{evaluation.rival}" if evaluation.rival else ""
+    )
+    return decision_of(
+        "gate",
+        model=candidate.model,
+        subject=subject,
+        at=at,
+        inputs=evaluation.evidence,
+        policy=policy,
+        verdict=verdict,
+    )
+
+
+@step(keep=False)
+def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, report: str) -> Rival:
+    """Keep the version with its lineage, metrics, evidence and card; the same candidate is one version."""
+    plugin = plugin_named(candidate.model)
+    root = Path.cwd()
+    data = candidate.training_set
+    lineage = {
+        **git_state(root),
+        **environment(root),
+        "dataset_digest": data.digest,
+        "snapshot_digest": data.snapshot,
+        "feature_service": plugin.spec.feature_service or "none",
+        "feature_version": data.features or "none",
+        "plugin_version": plugin.spec.version,
+        "recipe": candidate.recipe.name,
+        "seed": str(candidate.recipe.seed),
+        "rows": str(data.rows),
+        "period": f"{data.since or 'start'} to {data.until or 'end'}",
+        "gate": decision.verdict.outcome,
+        "decision": decision.id,
+    }
+    numbers = {name: value[1] for name, value in evaluation.metrics.items()}
+    numbers |= {f"{name}.lower": value[0] for name, value in evaluation.metrics.items()}
+    numbers |= {f"{name}.upper": value[2] for name, value in evaluation.metrics.items()}
+    record = RunRecord(
+        key=run_key(candidate.model, candidate.digest, data.digest),
+        params={"recipe": candidate.recipe.name, "seed": candidate.recipe.seed, **candidate.recipe.params},
+        metrics=numbers,
+        tags=lineage,
+        dataset={"name": candidate.model, "digest": data.digest, "source": data.snapshot},
+        documents={
+            "card.md": model_card(plugin.spec, lineage, evaluation.metrics, decision),
+            "conformance.json": report,
+        },
+    )
+    version = registry().register(Path(candidate.path), read_manifest(Path(candidate.path)), record)
+    registry().attach(version, f"evidence/{decision.id}.json", json.dumps(json.loads(dumps(decision)), indent=1))
+    decisions().record(decision)
+    return Rival(version.version, version.location, version.digest)
+
+
+@step(keep=False)
+def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
+    """Give a promoted candidate its first share of the traffic, or all of it where it is the first version.
+
+    Returns:
+        The revision of the plan that names the version; 0 where the gate did not promote it.
+    """
+    stage = {"PROMOTE": "candidate", "HOLD": "held"}.get(decision.verdict.outcome, "rejected")
+    plan = plans().current(model)
+    named = plan is not None and version.version in {v.version for v in plan.variants}
+    if stage != "candidate" or named:
+        if stage != "candidate":
+            registry().set_stage(model, version.version, stage)
+        return plan.revision if plan is not None and named else 0
+    policy = plugin_named(model).spec.rollout
+    variant = Variant(version.version, "champion", 1.0, version.path, version.digest)
+    if plan is None:
+        planned: RolloutPlan = first_plan(model, variant, salt=f"{model}-{version.version}", unit=policy.unit)
+    else:
+        # A fresh salt for every rollout: its canary units are drawn independently of the last one's.
+        planned = replace(with_canary(plan, variant, policy.steps[0]), salt=f"{model}-{version.version}")
+    saved = plans().save(
+        planned,
+        expected_revision=plan.revision if plan else 0,
+        who="platform",
+        why=f"{decision.id}: {decision.verdict.reason}",
+    )
+    alias, stage = ("champion", "champion") if plan is None else ("challenger", "canary")
+    registry().set_alias(model, alias, version.version)
+    registry().set_stage(model, version.version, stage)
+    return saved.revision
+
+
+@flow
+def train_model(
+    model: str,
+    recipe: Recipe | None = None,
+    since: str = "",
+    until: str = "",
+    tables: Tables | None = None,
+    training_set: TrainingSet | None = None,
+) -> Outcome:
+    """From raw data to a version with a place in the rollout plan, or with the reason why it has none.
+
+    Args:
+        model: What to train.
+        recipe: How; the spec's first recipe if not given.
+        since, until: The period of the rows, RFC 3339; empty for everything.
+        tables: Raw tables to use instead of a fresh ingest.
+        training_set: A training set to use instead of building one.
+    """
+    chosen = recipe or Recipe(plugin_named(model).spec.recipes[0])
+    code = model_code(model)
+    data = training_set or prepare_data(model, since, until, tables)
+    candidate = train(model, code, data, chosen)
+    report = conformance(model, code, chosen.name)
+    evaluation = evaluate(candidate, champion_of(model))
+    decision = gate(candidate, evaluation, at=data.until or _now())
+    version = register(candidate, evaluation, decision, report)
+    revision = plan_rollout(model, version, decision)
+    verdict = decision.verdict
+    return Outcome(version.version, decision.id, verdict.outcome, verdict.reason, evaluation.metrics, revision)
+
+
+def champion_of(model: str) -> Rival | None:
+    """Return the version that answers now, or None."""
+    plan = plans().current(model)
+    if plan is None:
+        return None
+    return Rival(plan.champion.version, plan.champion.location, plan.champion.digest)
+
+
+def _reference(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset, unseen: Dataset) -> str:
+    """Summarise the training rows and the loss on unseen ones: what drift and harm are measured from."""
+    spec = plugin.spec
+    losses = row_loss(spec.task, unseen.target, _score(plugin, predictor, unseen))
+    watched = [f for f in spec.fields.values() if f.name not in spec.entity_keys or f.name in spec.inputs]
+    reference = build_reference(
+        train_rows.columns,
+        watched,
+        times=train_rows.time,
+        loss=loss_sums(losses, blocks_of(unseen.time, unseen.row_id)),
+    )
+    return reference.dumps()
+
+
+def _score(plugin: ModelPlugin, predictor: Predictor, rows: Dataset) -> np.ndarray[Any, Any]:
+    batch = select(rows.columns, plugin.spec.inputs)
+    try:
+        return np.asarray(predictor.predict(batch)[plugin.spec.score.name])
+    except TrellisError:
+        raise
+    except Exception as error:
+        raise BrokenPluginError(
+            f"Predicting with {plugin.spec.name!r} raised {type(error).__name__}: {error}.",
+            where=type(plugin).__module__,
+            remedy=f"Try: trellis models check {plugin.spec.name}",
+        ) from error
+
+
+def _latency_p95_ms(plugin: ModelPlugin, predictor: Predictor, rows: Dataset) -> float:
+    """Measure one-row calls, after a warm-up; quantised to 0.01 ms, which is finer than it repeats."""
+    inputs = select(rows.columns, plugin.spec.inputs)
+    singles = [take(inputs, slice(i, i + 1)) for i in range(min(LATENCY_CALLS, len(rows)))]
+    for single in singles[:20]:
+        predictor.predict(single)
+    seconds = []
+    for single in singles:
+        begun = time.perf_counter()
+        predictor.predict(single)
+        seconds.append(time.perf_counter() - begun)
+    return round(float(np.quantile(seconds, 0.95)) * 1e3, 2)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
