@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trellis.checks.compare import ATOL, RTOL, difference, identical
+from trellis.checks.odd import FEW, ODD_ROW, Kind, OddBatch
 from trellis.checks.subject import Subject
 from trellis.checks.suite import CheckFailed, CheckSkipped, cause_of, check, require
-from trellis.contract import Batch, Field, take
+from trellis.contract import take
 from trellis.errors import TrellisError
 
 _TOLERANCE = f"allowed {ATOL:g} + {RTOL:g} of the value"
-_ODD_ROW, _FEW = 3, 8
 
 
 @check
@@ -90,83 +89,54 @@ def row_order_kept(subject: Subject) -> str:
 @check
 def empty_batch_answered(subject: Subject) -> str:
     """A batch of no rows gets an answer of no rows."""
-    subject.answer(take(subject.probe, slice(0, 0)))
-    return "0 rows in, 0 rows out"
+    return _survive(subject, "empty", "")
 
 
 @check
 def missing_values_handled(subject: Subject) -> str:
     """A missing value is answered as declared; where the field is not nullable a named error will do too."""
-    fields = [subject.spec.fields[name] for name in subject.spec.inputs]
-    cases = [(f"{f.name} = {label}", {f.name: column}, f.nullable)
-             for f in fields for label, column in _without_value(f, subject.probe[f.name])]  # fmt: skip
-    nullable = {f.name: next(_without_value(f, subject.probe[f.name]))[1] for f in fields if f.nullable}
-    if len(nullable) > 1:
-        cases.append(("every nullable field missing", nullable, True))
-    if not cases:
-        raise CheckSkipped("no input can be without a value")
-    return _survive(subject, cases)
+    return _survive(subject, "missing", "no input can be without a value")
 
 
 @check
 def unknown_values_handled(subject: Subject) -> str:
     """A category or text never seen in training is answered as declared, or refused by a named error."""
-    cases = []
-    for name in subject.spec.inputs:
-        f = subject.spec.fields[name]
-        if f.kind in ("category", "text"):
-            strange = ("never seen"[: f.max_length], "☃" * min(f.max_length, 40))
-            cases += [(f"{name} = {s[:12]!r}", {name: _with(subject.probe[name], s)}, False) for s in strange]
+    return _survive(subject, "unknown", "no input is a category or text")
+
+
+def _survive(subject: Subject, kind: Kind, inapplicable: str) -> str:
+    """Ask odd batches; the answers to the rows beside the odd one must be what they were."""
+    cases = [odd for odd in subject.odd if odd.kind == kind]
     if not cases:
-        raise CheckSkipped("no input is a category or text")
-    return _survive(subject, cases)
-
-
-def _survive(subject: Subject, cases: list[tuple[str, dict[str, NDArray[Any]], bool]]) -> str:
-    """Ask a few rows of which one is odd; the others' answers must be what they were."""
-    probe, few = subject.probe, slice(0, _FEW)
-    others = np.array([row for row in range(_FEW) if row != _ODD_ROW])
+        raise CheckSkipped(inapplicable)
+    child = subject.child
+    require(child.load_error is None, f"a fresh interpreter cannot load it: {child.load_error}")
+    others = np.array([row for row in range(FEW) if row != ODD_ROW])
     expected = take(subject.baseline, others)
     answered, refused = 0, 0
-    for label, changed, must_answer in cases:
-        batch = {**take(probe, few), **{name: column[few] for name, column in changed.items()}}
+    for odd in cases:
+        # Never ask here what has ended the fresh interpreter, or what it did not live to try.
+        last = f"; it was asked last: {child.asked[-1]}" if child.asked else ""
+        require(
+            odd.label in child.survived, f"{odd.label}: a fresh interpreter did not survive it: {child.crash}{last}"
+        )
         try:
-            answer = _answer_or_refuse(subject, batch, label)
+            answer = _answer_or_refuse(subject, odd)
         except TrellisError as error:
-            require(not must_answer, f"{label} is declared nullable and refused: {cause_of(error)}")
+            require(not odd.must_answer, f"{odd.label} must be answered and is refused: {cause_of(error)}")
             refused += 1
             continue
-        problem, _ = difference(take(answer, others), expected)
-        require(problem is None, f"{label} in one row changes the others: {problem}")
+        if kind != "empty":
+            problem, _ = difference(take(answer, others), expected)
+            require(problem is None, f"{odd.label} in one row changes the others: {problem}")
         answered += 1
-    return f"{answered} cases answered, {refused} refused by a named error"
+    return f"{answered} cases answered" + (f", {refused} refused by a named error" if refused else "")
 
 
-def _answer_or_refuse(subject: Subject, batch: Batch, label: str) -> dict[str, NDArray[Any]]:
+def _answer_or_refuse(subject: Subject, odd: OddBatch) -> dict[str, NDArray[Any]]:
     try:
-        return subject.answer(batch, label)
+        return subject.answer(odd.batch, odd.label)
     except CheckFailed as failed:
         if isinstance(failed.__cause__, TrellisError):
             raise failed.__cause__ from None
         raise
-
-
-def _without_value(f: Field, column: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the column with no value in one row, in each way a value of this kind can be missing."""
-    if f.kind in ("float", "int", "tensor"):
-        odd = column.astype(column.dtype if column.dtype.kind == "f" else np.float64)
-        odd[_ODD_ROW] = np.nan
-        yield "NaN", odd
-    elif f.kind == "timestamp":
-        odd = column.copy()
-        odd[_ODD_ROW] = np.datetime64("NaT")
-        yield "NaT", odd
-    elif f.kind in ("category", "text"):
-        yield "None", _with(column, None)
-        yield "''", _with(column, "")
-
-
-def _with(column: NDArray[Any], value: str | None) -> NDArray[Any]:
-    odd = column.astype(object)
-    odd[_ODD_ROW] = value
-    return odd

@@ -1,12 +1,13 @@
 """The fresh interpreter: ``python -m trellis.checks.child DIRECTORY``.
 
-It loads the artifact, answers the rows it was given, and then trains once more, under an audit hook that refuses the
-network and notes every file opened for writing. Its own working directory, home and temporary directory are empty ones,
-so whatever a training leaves there is seen. What it finds is in ``result.json``.
+It loads the artifact, answers the rows it was given, trains once more, and tries the odd batches, all under an audit hook
+that refuses the network and notes every file opened for writing. Its own working directory, home and temporary directory
+are empty ones, so whatever a training leaves there is seen. What it finds is in ``result.json``, written after each step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -51,7 +52,7 @@ def main(directory: Path) -> None:
     """Do one task and write ``result.json``; a plug-in's error is a finding, not a crash."""
     warnings.simplefilter("ignore")
     task = json.loads((directory / "task.json").read_text())
-    result: dict[str, Any] = {"load_error": None, "train_error": None, "leftovers": []}
+    result: dict[str, Any] = {"load_error": None, "train_error": None, "leftovers": [], "asked": [], "survived": []}
     watch = Watch()
     begin = time.perf_counter()
     try:
@@ -64,14 +65,23 @@ def main(directory: Path) -> None:
     result["network"] = list(watch.network)
     result["load_peak_memory_mb"] = peak_memory_mb()
     _write(directory, result)  # what is known stays known if the training kills the process
-    if task["train"]:
-        before = _seen(directory, watch)
-        try:
-            _train_again(directory, task)
-        except (Exception, SystemExit) as error:
-            result["train_error"] = cause_of(error)
-        result["leftovers"] = sorted(_seen(directory, watch) - before)
-        result["trained"] = True
+    before = _seen(directory, watch)
+    try:
+        _train_again(directory, task)
+    except (Exception, SystemExit) as error:
+        result["train_error"] = cause_of(error)
+    result["leftovers"] = sorted(_seen(directory, watch) - before)
+    result["trained"] = True
+    _write(directory, result)
+    if result["load_error"] is None:
+        for index, label in enumerate(task["odd"]):
+            result["asked"].append(label)
+            _write(directory, result)
+            with contextlib.suppress(
+                Exception, SystemExit
+            ):  # the asking process judges the answer; here only death counts
+                predictor.predict(read_batch(directory / f"odd-{index:03d}"))
+            result["survived"].append(label)
         _write(directory, result)
 
 

@@ -24,6 +24,7 @@ from trellis.artifact import ONNX_MODEL, Manifest, seal, verify
 from trellis.catalog import Catalogue
 from trellis.checks.compare import answer_problem
 from trellis.checks.exchange import read_batch, write_batch, write_dataset
+from trellis.checks.odd import OddBatch, odd_batches
 from trellis.checks.suite import CheckFailed, cause_of
 from trellis.contract import (
     Batch,
@@ -59,6 +60,8 @@ class Child:
     load_seconds: float = 0.0
     trained: bool = False
     crash: str | None = None
+    asked: tuple[str, ...] = ()
+    survived: tuple[str, ...] = ()
 
     @property
     def answer(self) -> dict[str, NDArray[Any]]:
@@ -259,6 +262,11 @@ class Subject:
         return self._part("baseline", "predict", lambda: self.answer(self.probe))
 
     @property
+    def odd(self) -> list[OddBatch]:
+        """Batches that a predictor must survive."""
+        return self._part("odd", "making odd batches", lambda: odd_batches(self.spec, self.probe))
+
+    @property
     def child(self) -> Child:
         """What a fresh interpreter finds when it loads the artifact, answers the probe, and trains again."""
         return self._part("child", "starting a fresh interpreter", self._run_child)
@@ -268,6 +276,8 @@ class Subject:
         for part in ("cwd", "home", "tmp"):
             (place / part).mkdir(parents=True)
         write_batch(place / "rows", self.probe)
+        for index, odd in enumerate(self.odd):
+            write_batch(place / f"odd-{index:03d}", odd.batch)
         write_dataset(place / "train", self.data.train)
         write_dataset(place / "validation", self.data.validation)
         task = {
@@ -277,7 +287,7 @@ class Subject:
             "artifact": str(self.directory.resolve()),
             "seed": self.seed,
             "recipe": self.chosen_recipe,
-            "train": True,
+            "odd": [odd.label for odd in self.odd],
         }
         (place / "task.json").write_text(json.dumps(task))
         isolate = _unshare()
@@ -294,6 +304,7 @@ class Subject:
         if not path.exists():
             raise CheckFailed(f"A fresh interpreter cannot load the model: {crash}")
         found = json.loads(path.read_text())
+        found["asked"], found["survived"] = tuple(found["asked"]), tuple(found["survived"])
         return Child(**found, isolated=bool(isolate), directory=place, crash=crash)
 
 

@@ -189,6 +189,18 @@ FAULTS = {
         "np.where(np.isnan(batch['maybe']), 0 if len(batch['x']) != 8 else np.nan, batch['maybe'])",
         "not finite",
     ),
+    "kills_process_on_empty": (
+        "empty_batch_answered",
+        PREDICT,
+        "        len(batch['x']) or os.abort()\n" + PREDICT,
+        "code -6",
+    ),
+    "kills_process_on_missing": (
+        "missing_values_handled",
+        PREDICT,
+        "        None not in batch['colour'].tolist() or os.abort()\n" + PREDICT,
+        "colour = None",
+    ),
     "dies_of_unknown": ("unknown_values_handled", '["colours"].get(c, 0.0)', '["colours"][c]', "KeyError"),
     "dies_of_empty": (
         "empty_batch_answered",
@@ -310,7 +322,7 @@ def test_a_nullable_field_may_not_be_refused(tmp_path: Path) -> None:
     )
     folder = plant(tmp_path, "toy_refuses", SOUND, PREDICT, refuse + PREDICT)
     report = run_checks("toy_refuses", folders=[folder], entry_points=False, only=["missing_values_handled"])
-    assert "declared nullable and refused" in outcome(report, "missing_values_handled")[1]
+    assert "must be answered and is refused" in outcome(report, "missing_values_handled")[1]
 
 
 def test_every_check_has_a_fault_that_it_catches() -> None:
