@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ class OnnxPredictor(Predictor):
     """
 
     def __init__(self, path: Path) -> None:
+        # Read when the library is loaded: without it every process makes a device id in the user's home and reports.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -1,0 +1,140 @@
+"""The real service: processes, a port, BentoML; from empty to ready, answering, and gone without leftovers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def status(client, path):
+    try:
+        return client.get(path).status_code
+    except httpx.TransportError:
+        return None
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
+    port = free_port()
+    home = tmp_path / "user"
+    home.mkdir()
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("TRELLIS_", "BENTOML", "PROMETHEUS", "PYTEST"))},
+        "TRELLIS_HOME": str(world.home),
+        "TRELLIS_STORE_URL": f"sqlite:///{world.home}/trellis.db",
+        "TRELLIS_MODELS": str(Path(__file__).parent / "toys"),
+        "TRELLIS_PORT": str(port),
+        "TRELLIS_PLAN_POLL_SECONDS": "0.1",
+        "HOME": str(home),
+        "TMPDIR": str(home),
+    }
+    output = (tmp_path / "output.txt").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.prediction", "--workers", str(workers)],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+    family = []
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            wait_for(lambda: status(client, "/v2/health/live") == 200, "the port")
+            assert status(client, "/v2/health/ready") == 503
+            assert status(client, "/readyz") == 503
+            world.deploy(world.artifact("1", model="toy_tensor", onnx=True), model="toy_tensor")
+            wait_for(lambda: [status(client, "/v2/health/ready") for _ in range(6)] == [200] * 6, "readiness")
+            family = psutil.Process(process.pid).children(recursive=True)
+            assert len(family) >= workers
+            image = {"image": [[0.1, 0.2], [0.3, 0.4]]}
+            ids = []
+            for i in range(10):
+                # A connection of its own for each, so that both workers get some.
+                answer = httpx.post(
+                    f"http://127.0.0.1:{port}/v1/models/toy_tensor/predict", json={"rows": [image], "id": f"e2e-{i}"}
+                )
+                assert answer.status_code == 200, answer.text
+                ids.append(answer.json()["predictions"][0]["id"])
+            tensor = {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}
+            inferred = client.post("/v2/models/toy_tensor/infer", json={"id": "v2", "inputs": [tensor]}).json()
+            assert inferred["outputs"][0]["data"] == answer.json()["predictions"][0]["probabilities"]
+            labels = [{"id": i, "value": "b", "observed_at": "2013-07-01T15:00:00Z"} for i in ids]
+            assert client.post("/v1/models/toy_tensor/labels", json={"labels": labels}).json() == {"accepted": 10}
+            assert client.post("/v1/models/toy_tensor/predict", json={"rows": [{"image": 1}]}).status_code == 422
+            assert client.get("/nope").json()["error"]["reason"] == "/nope is not here"
+            assert "swagger" in client.get("/docs").text
+            metrics = client.get("/metrics").text
+            served = 'trellis_predictions_total{model="toy_tensor",variant="champion",version="1"} 11.0'
+            assert served in metrics, "one scrape counts all workers"
+            world.deploy(world.artifact("2", model="toy_tensor", seed=1), model="toy_tensor")
+
+            def swapped():
+                body = client.post("/v1/models/toy_tensor/predict", json={"rows": [image]}).json()
+                return body["version"] == "2" and body
+
+            last = wait_for(swapped, "the new version")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        logged = set(world.logged("toy_tensor")["id"])
+        assert {*ids, "v2#0", last["predictions"][0]["id"]} <= logged
+        assert len(world.labels("toy_tensor")) == 10
+        # Gone: processes, port, and files outside Trellis's home.
+        wait_for(lambda: not any(p.is_running() for p in family), "the workers' end", 10)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+        assert list(home.iterdir()) == []
+    except BaseException:
+        output.flush()
+        print((tmp_path / "output.txt").read_text())
+        raise
+    finally:
+        output.close()
+        for child in [*family, process]:
+            if child.poll() is None if isinstance(child, subprocess.Popen) else child.is_running():
+                child.kill()
+        process.wait(10)
+
+
+def test_the_serving_process_stays_light():
+    """Trainers, trackers and orchestrators are slow to import and large: none of them comes along."""
+    code = "import services.prediction.service, sys; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {
+        "mlflow",
+        "torch",
+        "xgboost",
+        "prefect",
+        "sklearn",
+        "evidently",
+        "great_expectations",
+        "feast",
+        "lightning",
+    }
+    assert not heavy & set(done.stdout.split())
