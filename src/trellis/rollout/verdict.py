@@ -48,14 +48,14 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     INCONCLUSIVE if the split is not the planned one beyond doubt: the variants then saw different traffic, and no
     comparison holds. HOLD below ``min_labels`` on either side.
     ROLL_BACK if the canary's loss is higher beyond doubt (lower bound of the difference above 0) *and* its estimate
-    exceeds the margin. Waiting for the lower bound to pass the margin itself would let a canary twice as bad as allowed
-    answer for a month. One that is worse by less than the margin may thus be rolled back, which errs on the champion's
+    exceeds the margin. Waiting for the lower bound to pass the margin itself would let a canary half as bad again as
+    allowed answer for weeks. One that is worse by less than the margin may thus be rolled back, which errs on the champion's
     side; one that is no worse is rolled back with probability at most ``alpha``.
     ROLL_BACK if it breaks the gate's promise: the lower bound lies above the offline difference by more than the margin
     and two of its standard errors. That is what a feature that knew the future, or that serving computes otherwise,
     looks like; a season that hits both variants cancels out.
-    PROMOTE if the upper bound of the difference is below the margin. INCONCLUSIVE after ``max_days``. Else HOLD, with
-    what is missing.
+    PROMOTE if the upper bound of the difference is below the margin and the estimate keeps the gate's promise.
+    INCONCLUSIVE after ``max_days``. Else HOLD, with what is missing.
 
     The chance that a verdict is ever wrong, over all looks and steps, is at most ``policy.alpha`` (asymptotically for
     the losses, exactly for the guards), spent as the constants above say. A wrong verdict is a PROMOTE of a canary that
@@ -93,12 +93,14 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
         harm = [c for c in (*quality, *promise) if c.passed is False]
         if harm:
             return say("ROLL_BACK", *harm)
-        if quality[1].passed:
+        if quality[1].passed and all(c.passed for c in promise):
             return say("PROMOTE", quality[1])
     if late.passed is False:
         return say("INCONCLUSIVE", late, quality[1])
     needs = _needs(inputs, policy)
     told = labels if labels.passed is None else quality[1]
+    if labels.passed and quality[1].passed:
+        told = promise[0]
     return say("HOLD", told, needs=needs)
 
 
@@ -194,9 +196,10 @@ def _promise(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
     )
     if lower > bound:
         text += f" > {bound:+.4f}: serving sees other features than training did."
-    else:
-        text += f" <= {bound:+.4f}."
-    return (Check("offline_promise", lower <= bound, text, lower, bound),)
+        return (Check("offline_promise", False, text, lower, bound),)
+    kept = inputs.stream.difference <= bound
+    text += f" <= {bound:+.4f}{'' if kept else ', the estimate above it: the promise is in doubt'}."
+    return (Check("offline_promise", True if kept else None, text, lower, bound),)
 
 
 def _needs(inputs: CanaryInputs, policy: RolloutPolicy) -> dict[str, float]:

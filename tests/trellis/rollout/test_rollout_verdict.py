@@ -74,11 +74,17 @@ def test_a_leak_is_caught_that_only_the_gate_was_pleased_with():
     """Offline better by 0.06, live as good as the champion: promoted if the promise is not looked at."""
     rng = RNG(3)
     found = [rollout(rng, 0.0, expected=-0.06)[0] for _ in range(50)]
-    assert sum(v.outcome == "ROLL_BACK" for v in found) > 40
+    assert sum(v.outcome == "ROLL_BACK" for v in found) >= 47
+    assert not [v for v in found if v.outcome == "PROMOTE"]
     told = next(v for v in found if v.outcome == "ROLL_BACK")
     assert "Offline the difference was -0.0600" in told.reason
     kept = [rollout(rng, 0.0, expected=0.0)[0] for _ in range(50)]
     assert sum(v.outcome == "PROMOTE" for v in kept) > 45
+    doubt = decide(
+        inputs(stream(mean=-0.03, canary=10_000, champion=90_000, sd=0.5), expected_difference=-0.06), POLICY
+    )
+    assert doubt.outcome == "HOLD"
+    assert "the promise is in doubt" in doubt.reason
 
 
 def stream(canary=2_000, champion=18_000, mean=0.0, sd=0.2):
