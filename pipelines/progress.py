@@ -1,0 +1,55 @@
+"""Showing how a flow gets on, one line a step."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.status import Status
+
+_WORDS = {
+    "ingest": "fetching raw tables",
+    "validate": "validating every row",
+    "build_features": "building feature tables",
+    "build_training_set": "joining features as they were known",
+    "train": "training",
+    "conformance": "checking the plug-in's conformance",
+    "evaluate": "evaluating on unseen rows",
+    "gate": "gating",
+    "register": "registering the version",
+    "plan_rollout": "planning the rollout",
+    "weigh_canary": "weighing the canary",
+    "follow_verdict": "following the verdict",
+    "look": "watching the traffic",
+    "weigh_retraining": "weighing a retraining",
+}
+
+
+class StepProgress:
+    """Prints every step with its time; a spinner where the terminal can show one.
+
+    Args:
+        quiet: Show nothing.
+        console: Where to print; standard error if not given, so that output stays clean.
+        indent: Text before every line.
+    """
+
+    def __init__(self, quiet: bool = False, console: Console | None = None, indent: str = "") -> None:
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._indent = indent
+        self._status: Status | None = None
+
+    def started(self, step: str) -> None:
+        """Show that a step has begun."""
+        if self._quiet:
+            return
+        self._status = self._console.status(f"{self._indent}{_WORDS.get(step, step)} …")
+        self._status.start()
+
+    def finished(self, step: str, seconds: float, reused: bool) -> None:
+        """Show that a step has ended."""
+        if self._quiet:
+            return
+        if self._status is not None:
+            self._status.stop()
+        took = "kept from before" if reused else f"{seconds:.1f} s"
+        self._console.print(f"{self._indent}[green]✓[/] {_WORDS.get(step, step)} [dim]{took}[/]", highlight=False)

@@ -1,0 +1,230 @@
+"""Rollout: read what the canary did, decide, and move the plan one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from pipelines.plugins import plugin_named
+from pipelines.steps import flow, step
+from pipelines.stores import decisions, plans, registry
+from trellis.adapters.plan_store import Change
+from trellis.adapters.prediction_log import read_labels, read_predictions
+from trellis.contract import ModelSpec
+from trellis.decision import Decision, decision_of, dumps
+from trellis.gates import GateInputs, paired_difference
+from trellis.ledger import join
+from trellis.metrics import row_loss
+from trellis.rollout import (
+    CanaryInputs,
+    LossStream,
+    RolloutPlan,
+    exposures_of,
+    next_share,
+    promoted,
+    ready_to_step,
+    with_canary,
+    without_canary,
+)
+from trellis.rollout.verdict import decide
+from trellis.settings import settings
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A canary's trial so far.
+
+    Attributes:
+        plan: The plan now.
+        since: First revision of the trial.
+        shares: The canary's share by revision.
+        gate: Id of the gate's decision that let it in; empty if the plan does not tell.
+    """
+
+    plan: RolloutPlan
+    since: int
+    shares: dict[int, float]
+    gate: str
+
+
+def trial_of(history: Sequence[Change]) -> Trial | None:
+    """Return the trial that is going on, or None."""
+    if not history or history[-1].plan.canary is None:
+        return None
+    canary = history[-1].plan.canary
+    shares: dict[int, float] = {}
+    gate = ""
+    for change in reversed(history):
+        now = change.plan.canary
+        if now is None or now.version != canary.version:
+            break
+        shares[change.plan.revision] = now.weight
+        gate = change.why.partition(":")[0]
+    return Trial(history[-1].plan, min(shares), shares, gate if gate.startswith("gate-") else "")
+
+
+@step(keep=False)
+def weigh_canary(model: str, now: str) -> Decision | None:
+    """Decide on the canary from the predictions and the labels known at ``now``; None where there is no canary."""
+    trial = trial_of(plans().history(model))
+    if trial is None or trial.plan.canary is None:
+        return None
+    spec = plugin_named(model).spec
+    home = settings().directory()
+    moment = datetime.fromisoformat(now)
+    inputs = _inputs(spec, trial, read_predictions(home, model, until=moment), read_labels(home, model), moment)
+    verdict = decide(inputs, spec.rollout)
+    decision = decision_of(
+        "canary",
+        model=model,
+        subject=f"v{trial.plan.canary.version} vs v{trial.plan.champion.version}",
+        at=now,
+        inputs=inputs,
+        policy=spec.rollout,
+        verdict=verdict,
+    )
+    decisions().record(decision)
+    return decision
+
+
+@step(keep=False)
+def follow_verdict(model: str, decision: Decision) -> int:
+    """Move the plan as the verdict says, in one transaction, and mirror it in the registry.
+
+    Returns:
+        The revision of the plan afterwards.
+
+    Raises:
+        StaleRevisionError: Somebody changed the plan since; the next run decides anew.
+    """
+    plan = plans().current(model)
+    if plan is None or plan.canary is None:
+        return plan.revision if plan else 0
+    outcome = decision.verdict.outcome
+    after: RolloutPlan | None = None
+    if outcome == "PROMOTE":
+        after = promoted(plan)
+    elif outcome in ("ROLL_BACK", "INCONCLUSIVE"):
+        after = without_canary(plan)
+    else:
+        policy = plugin_named(model).spec.rollout
+        inputs = TypeAdapter(CanaryInputs).validate_json(dumps(decision.inputs["inputs"]))
+        share = next_share(policy, plan.canary.weight)
+        if share is not None and ready_to_step(inputs, policy).passed:
+            after = with_canary(plan, plan.canary, share)
+    if after is not None:
+        why = f"{decision.id}: {decision.verdict.reason}"
+        after = plans().save(after, expected_revision=plan.revision, who=decision.who, why=why)
+    mirror(model)
+    return (after or plan).revision
+
+
+@flow
+def advance_rollout(model: str, now: str) -> Decision | None:
+    """Look at the canary once and follow the verdict.
+
+    Args:
+        model: Whose rollout.
+        now: Event time up to which predictions and labels count, RFC 3339.
+
+    Returns:
+        The decision, or None where no canary is on trial.
+    """
+    mirror(model)
+    decision = weigh_canary(model, now)
+    if decision is not None:
+        follow_verdict(model, decision)
+    return decision
+
+
+def mirror(model: str) -> None:
+    """Make the registry's aliases and stages say what the plan says; the plan is the truth, whatever was killed when."""
+    history = plans().history(model)
+    if not history:
+        return
+    plan = history[-1].plan
+    seen = {v.version for change in history for v in change.plan.variants}
+    champions = {change.plan.champion.version for change in history}
+    wanted = {version: ("retired" if version in champions else "rolled back") for version in seen}
+    wanted[plan.champion.version] = "champion"
+    if plan.canary:
+        wanted[plan.canary.version] = "canary"
+    store = registry()
+    for version in store.versions(model):
+        if version.version in wanted and version.stage != wanted[version.version]:
+            store.set_stage(model, version.version, wanted[version.version])
+    for alias, variant in (("champion", plan.champion), ("challenger", plan.canary)):
+        found = store.with_alias(model, alias)
+        if variant is None:
+            store.drop_alias(model, alias)
+        elif found is None or found.version != variant.version:
+            store.set_alias(model, alias, variant.version)
+
+
+def _inputs(
+    spec: ModelSpec, trial: Trial, predictions: pd.DataFrame, labels: pd.DataFrame, now: datetime
+) -> CanaryInputs:
+    assert trial.plan.canary is not None
+    rows = predictions[predictions["revision"].isin(list(trial.shares))].reset_index(drop=True)
+    share = rows["revision"].map(trial.shares).to_numpy(dtype=float)
+    canary = (rows["version"] == trial.plan.canary.version).to_numpy()
+    stream = LossStream()
+    days = 0.0
+    if len(rows):
+        times = _moments(rows["time"])
+        days = float((np.datetime64(now.replace(tzinfo=None), "us") - times.min()) / np.timedelta64(1, "D"))
+        known = join(
+            {"id": rows["id"].to_numpy(str), "time": times},
+            {
+                "id": labels["id"].to_numpy(str),
+                "value": labels["value"].to_numpy(),
+                "observed_at": _moments(labels["observed_at"]),
+                "received_at": _moments(labels["received_at"]),
+            },
+            task=spec.task,
+            classes=spec.target.classes,
+            as_of=np.datetime64(now.replace(tzinfo=None), "us"),
+        )
+        # In the order in which the labels became known, so that every look sees the stream of the last one, longer.
+        order = np.argsort(known.observed_at, kind="stable")
+        order = order[known.known[order]]
+        if len(order):
+            losses = row_loss(spec.task, known.value[order], _scores(rows, spec)[order])
+            stream = stream.update(canary[order], losses, share[order])
+    expected, error = _expectation(trial)
+    slow = None
+    if "latency_ms" in rows:
+        slow = rows["latency_ms"].to_numpy(dtype=float) > spec.gates.max_latency_ms
+    return CanaryInputs(
+        stream=stream,
+        exposures=exposures_of(share, canary, slow=slow),
+        share=trial.plan.canary.weight,
+        days=round(days, 6),
+        expected_difference=expected,
+        expected_error=error,
+    )
+
+
+def _expectation(trial: Trial) -> tuple[float | None, float]:
+    """Return the difference the gate saw offline, and its standard error."""
+    if not trial.gate:
+        return None, 0.0
+    gate = decisions().get(trial.gate)
+    pair = paired_difference(TypeAdapter(GateInputs).validate_json(dumps(gate.inputs["inputs"])))
+    return (None, 0.0) if pair is None else (pair.mean, pair.error)
+
+
+def _scores(rows: pd.DataFrame, spec: ModelSpec) -> NDArray[Any]:
+    values = rows[f"outputs.{spec.score.name}"]
+    return np.stack(values.to_numpy()) if spec.task == "multiclass" else values.to_numpy(dtype=float)
+
+
+def _moments(column: pd.Series[Any]) -> NDArray[np.datetime64]:
+    return pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[us]")
