@@ -1,0 +1,426 @@
+"""The feature store: point-in-time training sets, online reads and materialisation, over Feast."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from trellis.contract import Batch, row_count
+from trellis.errors import ConfigError, DataError, MissingFeatureError, close_matches
+
+_START = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class FeatureStore:
+    """What is declared in a feature repository, with its tables and stores below one home directory.
+
+    Feature tables are ``<home>/features/VIEW.parquet``; Feast's registry and online store are in ``<home>/feast``.
+    One instance may be shared by threads.
+
+    Args:
+        repo: Directory with ``feature_store.yaml`` and ``definitions.py``.
+        home: Directory of everything Trellis writes.
+
+    Raises:
+        ConfigError: ``repo`` is no feature repository.
+    """
+
+    def __init__(self, repo: Path, home: Path) -> None:
+        self._repo = repo.resolve()
+        self._home = home.resolve()
+        self._lock = threading.Lock()
+        self._plans: dict[str, _Plan] = {}
+        for name in ("feature_store.yaml", "definitions.py"):
+            if not (self._repo / name).is_file():
+                raise ConfigError(
+                    f"The feature repository has no {name}.", where=repo, remedy="Set TRELLIS_FEATURE_REPO."
+                )
+
+    def apply(self) -> None:
+        """Bring the registry and the online store in line with the definitions; doing it twice changes nothing."""
+        (self._home / "feast").mkdir(parents=True, exist_ok=True)
+        with _surroundings(self._home):
+            found = _declared(self._repo / "definitions.py")
+            store = self._feast
+            old = [*store.list_feature_services(), *store.list_on_demand_feature_views(), *store.list_feature_views()]
+            old += [e for e in store.list_entities() if e.name != "__dummy"]
+            names = {(type(x), x.name) for x in found}
+            store.apply(found, objects_to_delete=[x for x in old if (type(x), x.name) not in names], partial=False)
+        self._let_readers_in()
+        self._plans.clear()
+
+    def training_set(self, service: str, rows: Batch, time: NDArray[np.datetime64]) -> dict[str, NDArray[Any]]:
+        """Join the features of a service to rows, each as of its own time.
+
+        Args:
+            service: Name of a feature service.
+            rows: The service's keys and request fields; other columns are ignored.
+            time: ``datetime64[us]`` UTC, one per row.
+
+        Returns:
+            The feature columns only, in the order of ``describe``, row for row as given; missing values are NaN.
+
+        Raises:
+            MissingFeatureError: The service, a table, a key column or a feature is missing.
+        """
+        plan = self._plan(service)
+        needed = [*plan.keys, *(name for name in plan.request if name not in plan.keys)]
+        absent = [name for name in needed if name not in rows]
+        if absent:
+            raise MissingFeatureError(f"The rows for {service!r} lack {absent}.", remedy=f"They have {sorted(rows)}.")
+        frame = pd.DataFrame({name: rows[name] for name in needed})
+        if "event_timestamp" in frame:
+            raise DataError("A row's field cannot be called event_timestamp.", remedy="Rename it.")
+        frame["event_timestamp"] = pd.to_datetime(time.astype("datetime64[us]"), utc=True)
+        with _surroundings(self._home):
+            job = self._feast.get_historical_features(frame, self._feast.get_feature_service(service))
+            table = job.to_arrow()
+        return {name: table[name].to_numpy() for name in plan.features}
+
+    def online(
+        self, service: str, keys: Batch, request: Batch
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Read the latest materialised features of a service, and derive its on-demand ones.
+
+        A value older than its view's ttl at the request's time (the field named by the service's tag ``time_field``) is
+        missing, as it is in a training set; Feast's own online read would return it.
+
+        Args:
+            service: Name of a feature service.
+            keys: The join keys, n rows.
+            request: What on-demand views read, n rows; timestamps ``datetime64[us]`` UTC.
+
+        Returns:
+            The features by name, in the order of ``describe``; and per batch view the event time of the values found,
+            ``datetime64[us]`` UTC, NaT where there are none.
+
+        Raises:
+            MissingFeatureError: The service is unknown, or a key or request field is missing.
+        """
+        plan = self._plan(service)
+        given = {**request, **keys}
+        absent = [name for name in (*plan.keys, *plan.request) if name not in given]
+        if absent:
+            raise MissingFeatureError(f"The request for {service!r} lacks {absent}.", remedy=f"It has {sorted(given)}.")
+        n = row_count(given)
+        now = given.get(plan.time_field) if plan.time_field else None
+        out: dict[str, NDArray[Any]] = {}
+        times: dict[str, NDArray[Any]] = {}
+        for view in plan.views:
+            found, times[view.name] = self._read(view, given, n, now)
+            out.update(found)
+        for derived in plan.derived:
+            made = derived.view.transform_dict({name: given[name].tolist() for name in derived.reads})
+            out.update({name: np.asarray(made[name], dtype=derived.dtypes[name]) for name in derived.features})
+        return {name: out[name] for name in plan.features}, times
+
+    def materialize(self, until: datetime, since: datetime | None = None) -> dict[str, int]:
+        """Bring the online store up to what was known at ``until``; an older event never overwrites a newer one.
+
+        Only rows later than the last call's are read and written (a watermark per view is kept beside the store), so a
+        call costs what has changed. A call that was cut short is made good by the next one.
+
+        Args:
+            until: The latest event timestamp to take, inclusive; without a zone it is UTC.
+            since: Take rows from here on again, whatever the watermark says.
+
+        Returns:
+            How many keys were written, per view.
+        """
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        marks = self._marks()
+        written: dict[str, int] = {}
+        with _surroundings(self._home), self._lock:
+            for view in self._feast.list_feature_views():
+                digest = _digest(_view_form(view))
+                mark = marks.get(view.name, {})
+                done = datetime.fromisoformat(mark["until"]) if mark.get("digest") == digest else _START
+                start = (since if since.tzinfo else since.replace(tzinfo=UTC)) if since else done
+                written[view.name] = self._write(view, start, until) if start <= until else 0
+                marks[view.name] = {"until": max(done, until).isoformat(), "digest": digest}
+        part = self._marks_path.with_suffix(".part")
+        part.write_text(json.dumps(marks, indent=1, sort_keys=True))
+        os.replace(part, self._marks_path)
+        return written
+
+    def views(self) -> list[tuple[str, str, str, tuple[str, ...]]]:
+        """Return every view's name, owner, freshness SLA (ISO 8601 duration) and join keys, by name."""
+        feast = self._feast
+        batch = [(v.name, v.owner, v.tags.get("freshness_sla", ""), _keys(v)) for v in feast.list_feature_views()]
+        derived = [(v.name, v.owner, v.tags.get("freshness_sla", ""), ()) for v in feast.list_on_demand_feature_views()]
+        return sorted([*batch, *derived])
+
+    def describe(self, service: str) -> dict[str, Any]:
+        """Return ``features`` in order, ``views``, ``keys``, ``request`` and ``digest``, the version of the definition.
+
+        Raises:
+            MissingFeatureError: There is no such service.
+        """
+        plan = self._plan(service)
+        return {
+            "features": list(plan.features),
+            "views": [*(v.name for v in plan.views), *(d.view.name for d in plan.derived)],
+            "keys": list(plan.keys),
+            "request": list(plan.request),
+            "digest": plan.digest,
+        }
+
+    @cached_property
+    def _feast(self) -> Any:
+        with _surroundings(self._home):
+            feast = _import_feast()
+            from feast.repo_config import load_repo_config
+
+            return feast.FeatureStore(config=load_repo_config(self._repo, self._repo / "feature_store.yaml"))
+
+    def _plan(self, service: str) -> _Plan:
+        plan = self._plans.get(service)
+        if plan is None:
+            with _surroundings(self._home):
+                services = {s.name: s for s in self._feast.list_feature_services()}
+                if service not in services:
+                    hint = close_matches(service, services) if services else "Apply the feature repository first."
+                    raise MissingFeatureError(
+                        f"There is no feature service {service!r}.", where=self._repo, remedy=hint
+                    )
+                plan = self._plans[service] = _Plan(self._feast, services[service])
+        return plan
+
+    def _read(
+        self, view: _View, given: Mapping[str, NDArray[Any]], n: int, now: NDArray[Any] | None
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+        """Read one view for n rows, each key once."""
+        rows = list(zip(*(given[key].tolist() for key in view.keys), strict=True)) if view.keys else [()] * n
+        unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+        with self._lock:
+            answers = self._provider.online_read(
+                self._feast.config, view.view, [view.entity_key(row) for row in unique], list(view.features)
+            )
+        when = np.full(len(unique), "NaT", dtype="datetime64[us]")
+        columns = {name: np.full(len(unique), _blank(dtype), dtype=dtype) for name, dtype in view.dtypes.items()}
+        for i, (moment, values) in enumerate(answers):
+            if values is None:
+                continue
+            when[i] = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            for name, column in columns.items():
+                value = values.get(name)
+                kind = value.WhichOneof("val") if value is not None else None
+                if kind:
+                    column[i] = getattr(value, kind)
+        take = np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n)
+        when = when[take]
+        found = {name: column[take] for name, column in columns.items()}
+        if now is not None and view.ttl:
+            old = when + np.timedelta64(view.ttl) < now
+            if old.any():
+                for column in found.values():
+                    column[old] = _blank(column.dtype)
+        return found, when
+
+    def _write(self, view: Any, start: datetime, until: datetime) -> int:
+        """Write the newest row of each key in [start, until], unless the store has a newer one."""
+        from feast.utils import _convert_arrow_to_proto
+
+        source = view.batch_source
+        keys = _keys(view)
+        job = self._provider.offline_store.pull_latest_from_table_or_query(
+            self._feast.config,
+            source,
+            list(keys),
+            [f.name for f in view.features],
+            source.timestamp_field,
+            source.created_timestamp_column or None,
+            start,
+            until,
+        )
+        table = job.to_arrow()
+        if not table.num_rows:
+            return 0
+        rows = _convert_arrow_to_proto(table, view, {e.name: e.dtype.to_value_type() for e in view.entity_columns})
+        fresh = []
+        for i in range(0, len(rows), 500):  # SQLite takes a limited number of keys at a time
+            chunk = rows[i : i + 500]
+            have = self._provider.online_read(self._feast.config, view, [row[0] for row in chunk], None)
+            fresh += [
+                row for row, (at, _) in zip(chunk, have, strict=True) if at is None or _aware(at) <= _aware(row[2])
+            ]
+        self._provider.online_write_batch(self._feast.config, view, fresh, None)
+        return len(fresh)
+
+    @cached_property
+    def _provider(self) -> Any:
+        return self._feast._get_provider()
+
+    @property
+    def _marks_path(self) -> Path:
+        return self._home / "feast" / "watermarks.json"
+
+    def _marks(self) -> dict[str, dict[str, str]]:
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            return dict(json.loads(self._marks_path.read_text()))
+        return {}
+
+    def _let_readers_in(self) -> None:
+        """Put SQLite in write-ahead mode, so that reads go on while a materialisation writes."""
+        online = self._feast.config.online_store
+        if online.type == "sqlite":
+            import sqlite3
+
+            with sqlite3.connect(online.path) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+            db.close()
+
+
+class _View:
+    """A batch view, as much of it as a read needs."""
+
+    def __init__(self, view: Any, projection: Any) -> None:
+        self.view = view
+        self.name: str = view.name
+        self.keys = _keys(view)
+        self.features = tuple(f.name for f in projection.features)
+        self.dtypes = {f.name: _dtype(f) for f in projection.features}
+        self.ttl: timedelta | None = view.ttl or None
+        self._types = [e.dtype.to_value_type() for e in view.entity_columns]
+
+    def entity_key(self, values: tuple[Any, ...]) -> Any:
+        """Turn key values into Feast's key."""
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.protos.feast.types.Value_pb2 import Value
+        from feast.value_type import ValueType
+
+        protos = [
+            Value(string_val="" if value is None else str(value))
+            if kind == ValueType.STRING
+            else Value(int64_val=int(value))
+            for value, kind in zip(values, self._types, strict=True)
+        ]
+        return EntityKey(join_keys=list(self.keys), entity_values=protos)
+
+
+class _Derived:
+    """An on-demand view, as much of it as a read needs."""
+
+    def __init__(self, view: Any, projection: Any) -> None:
+        self.view = view
+        self.reads = tuple(view.get_request_data_schema())
+        self.features = tuple(f.name for f in projection.features)
+        self.dtypes = {f.name: _dtype(f) for f in projection.features}
+
+
+class _Plan:
+    """What a feature service is made of, resolved once."""
+
+    def __init__(self, store: Any, service: Any) -> None:
+        batch = {v.name: v for v in store.list_feature_views()}
+        derived = {v.name: v for v in store.list_on_demand_feature_views()}
+        used = service.feature_view_projections
+        self.views = [_View(batch[p.name], p) for p in used if p.name in batch]
+        self.derived = [_Derived(derived[p.name], p) for p in used if p.name in derived]
+        parts: list[_View | _Derived] = [*self.views, *self.derived]
+        self.features = tuple(name for part in parts for name in part.features)
+        self.keys = tuple(dict.fromkeys(key for view in self.views for key in view.keys))
+        self.request = tuple(dict.fromkeys(name for part in self.derived for name in part.reads))
+        self.time_field: str | None = service.tags.get("time_field")
+        forms = [_view_form(v.view) for v in self.views]
+        forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]
+        self.digest = _digest({"service": service.name, "features": self.features, "views": forms})
+
+
+def _keys(view: Any) -> tuple[str, ...]:
+    return tuple(e.name for e in view.entity_columns)
+
+
+def _view_form(view: Any) -> dict[str, Any]:
+    """What makes a view the view it is."""
+    return {
+        "name": view.name,
+        "keys": _keys(view),
+        "features": {f.name: str(f.dtype) for f in view.features},
+        "ttl": view.ttl.total_seconds() if view.ttl else None,
+        "time": view.batch_source.timestamp_field,
+        "created": view.batch_source.created_timestamp_column,
+        "mapping": dict(view.batch_source.field_mapping or {}),
+    }
+
+
+def _digest(form: Any) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
+
+
+def _dtype(field: Any) -> np.dtype[Any]:
+    """Numbers are floats, so that missing is NaN; anything else is an object."""
+    kind = str(field.dtype)
+    return np.dtype(
+        {"Float32": "float32", "Float64": "float64", "Int32": "float64", "Int64": "float64"}.get(kind, object)
+    )
+
+
+def _blank(dtype: np.dtype[Any]) -> Any:
+    return None if dtype.kind == "O" else np.nan
+
+
+def _aware(at: datetime) -> datetime:
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _declared(path: Path) -> list[Any]:
+    """Run the definitions and return the Feast objects they declare."""
+    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
+
+    spec = importlib.util.spec_from_file_location("_trellis_feature_repo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kinds = (Entity, FeatureService, FeatureView, OnDemandFeatureView)
+    return [value for value in vars(module).values() if isinstance(value, kinds)]
+
+
+def _import_feast() -> Any:
+    """Import Feast without its run-time type checks, which take most of the import and of a push."""
+    if "feast" not in sys.modules:
+        import typeguard
+
+        original = typeguard.typechecked
+        typeguard.typechecked = lambda target=None, **_: target or (lambda inner: inner)
+        try:
+            import feast
+        finally:
+            typeguard.typechecked = original
+    import feast
+
+    return feast
+
+
+@contextmanager
+def _surroundings(home: Path) -> Iterator[None]:
+    """Give Feast's files the home they name, and keep its notes about on-demand views being experimental to itself."""
+    before = os.environ.get("TRELLIS_HOME")
+    os.environ["TRELLIS_HOME"] = str(home)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"feast\.")
+            warnings.filterwarnings("ignore", message=".*experimental", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        if before is None:
+            os.environ.pop("TRELLIS_HOME", None)
+        else:
+            os.environ["TRELLIS_HOME"] = before
