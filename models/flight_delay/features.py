@@ -148,11 +148,11 @@ def _queries() -> dict[str, str]:
             drawn AS (SELECT rolling.*, o.dep_delay AS usual, {_rate(month, "o.rate", DRAW_LONG)} AS steady
                       FROM rolling JOIN overall o USING (g))
             SELECT carrier, {stamp},
-                   {_rate(3, "steady", DRAW_SHORT)}::FLOAT AS carrier_late_rate_3h,
-                   {_rate(24, "steady", DRAW_SHORT)}::FLOAT AS carrier_late_rate_1d,
-                   {_rate(168, "steady", DRAW_SHORT)}::FLOAT AS carrier_late_rate_7d,
+                   ({_rate(3, "steady", DRAW_SHORT)})::FLOAT AS carrier_late_rate_3h,
+                   ({_rate(24, "steady", DRAW_SHORT)})::FLOAT AS carrier_late_rate_1d,
+                   ({_rate(168, "steady", DRAW_SHORT)})::FLOAT AS carrier_late_rate_7d,
                    steady::FLOAT AS carrier_late_rate_28d,
-                   {_mean("dep_delay", "left_", 3, "usual", DRAW_SHORT)}::FLOAT AS carrier_dep_delay_3h,
+                   ({_mean("dep_delay", "left_", 3, "usual", DRAW_SHORT)})::FLOAT AS carrier_dep_delay_3h,
                    landed__3h::FLOAT AS carrier_landed_3h
             FROM drawn ORDER BY g, carrier""",
         "route_delays": f"""
@@ -160,10 +160,10 @@ def _queries() -> dict[str, str]:
             drawn AS (SELECT rolling.*, o.arr_delay AS usual, {_rate(month, "o.rate", DRAW_LONG)} AS steady
                       FROM rolling JOIN overall o USING (g))
             SELECT origin, dest, {stamp},
-                   {_rate(24, "steady", DRAW_SHORT)}::FLOAT AS route_late_rate_1d,
-                   {_rate(168, "steady", DRAW_SHORT)}::FLOAT AS route_late_rate_7d,
+                   ({_rate(24, "steady", DRAW_SHORT)})::FLOAT AS route_late_rate_1d,
+                   ({_rate(168, "steady", DRAW_SHORT)})::FLOAT AS route_late_rate_7d,
                    steady::FLOAT AS route_late_rate_28d,
-                   {_mean("arr_delay", "landed_", 168, "usual", DRAW_SHORT)}::FLOAT AS route_delay_7d,
+                   ({_mean("arr_delay", "landed_", 168, "usual", DRAW_SHORT)})::FLOAT AS route_delay_7d,
                    landed__{month}h::FLOAT AS route_landed_28d
             FROM drawn ORDER BY g, origin, dest""",
         "origin_delays": f"""
@@ -171,10 +171,10 @@ def _queries() -> dict[str, str]:
             drawn AS (SELECT rolling.*, o.dep_delay AS usual, {_rate(month, "o.rate", DRAW_LONG)} AS steady
                       FROM rolling JOIN overall o USING (g))
             SELECT origin, {stamp},
-                   {_rate(3, "steady", DRAW_SHORT)}::FLOAT AS origin_late_rate_3h,
-                   {_rate(24, "steady", DRAW_SHORT)}::FLOAT AS origin_late_rate_1d,
-                   {_mean("dep_delay", "left_", 1, "usual", DRAW_SHORT)}::FLOAT AS origin_dep_delay_1h,
-                   {_mean("dep_delay", "left_", 3, "usual", DRAW_SHORT)}::FLOAT AS origin_dep_delay_3h,
+                   ({_rate(3, "steady", DRAW_SHORT)})::FLOAT AS origin_late_rate_3h,
+                   ({_rate(24, "steady", DRAW_SHORT)})::FLOAT AS origin_late_rate_1d,
+                   ({_mean("dep_delay", "left_", 1, "usual", DRAW_SHORT)})::FLOAT AS origin_dep_delay_1h,
+                   ({_mean("dep_delay", "left_", 3, "usual", DRAW_SHORT)})::FLOAT AS origin_dep_delay_3h,
                    left__1h::FLOAT AS origin_departed_1h,
                    overdue_now::FLOAT AS origin_overdue,
                    cancelled_6h::FLOAT AS origin_cancelled_6h
@@ -193,7 +193,7 @@ def _queries() -> dict[str, str]:
             )
             SELECT tailnum, rolling.g::TIMESTAMPTZ AS event_timestamp,
                    delay::FLOAT AS aircraft_last_delay,
-                   {_rate(month, "o.rate", DRAW_SHORT)}::FLOAT AS aircraft_late_rate_28d,
+                   ({_rate(month, "o.rate", DRAW_SHORT)})::FLOAT AS aircraft_late_rate_28d,
                    landed__{month}h::FLOAT AS aircraft_landed_28d
             FROM rolling ASOF JOIN overall o ON rolling.g >= o.g
             ORDER BY event_timestamp, tailnum""",
