@@ -1,8 +1,9 @@
 """The fresh interpreter: ``python -m trellis.checks.child DIRECTORY``.
 
-It loads the artifact, answers the rows it was given, trains once more, and tries the odd batches, all under an audit hook
-that refuses the network and notes every file opened for writing. Its own working directory, home and temporary directory
-are empty ones, so whatever a training leaves there is seen. What it finds is in ``result.json``, written after each step.
+It loads the artifact, answers the rows it was given, trains once more, and tries the odd batches, all under an audit
+hook that refuses the network and notes every file opened for writing. Its working directory, home and temporary
+directory are empty ones, so whatever a training leaves there is seen. What it finds is in ``result.json``, written
+after each step.
 """
 
 from __future__ import annotations

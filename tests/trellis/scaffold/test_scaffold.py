@@ -32,11 +32,11 @@ def test_a_new_plugin_provides_its_data_and_beats_its_floor(task: Task, tmp_path
     plugin = Catalogue([tmp_path / "models"], entry_points=False).plugin(f"fed_{task}")
     assert isinstance(plugin, ProvidesData)
     plugin.ingest(tmp_path / "raw")
-    assert len(pd.read_parquet(tmp_path / "raw" / f"fed_{task}.parquet")) == 3_000
+    assert len(pd.read_parquet(tmp_path / "raw" / f"fed_{task}.parquet")) == 6_000
     rows = plugin.examples(tmp_path / "raw")
-    data = TrainingData(rows.take(slice(0, 1_800)), rows.take(slice(1_800, 2_400)))
+    data = TrainingData(rows.take(slice(0, 3_600)), rows.take(slice(3_600, 4_800)))
     predictor = plugin.train(data, TrainingRun(seed=1, recipe="default", scratch=tmp_path))
-    held_out = rows.take(slice(2_400, 3_000))
+    held_out = rows.take(slice(4_800, 6_000))
     inputs = {name: held_out.columns[name] for name in plugin.spec.inputs}
     score = predictor.predict(inputs)[plugin.spec.score.name]
     metric = plugin.spec.metric
