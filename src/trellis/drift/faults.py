@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class Fault:
         text: The finding with its numbers.
         value: What was measured.
         bound: What it was compared with.
+        certain: Whether it needs no shift against training to be believed.
     """
 
     column: str
@@ -52,6 +54,7 @@ class Fault:
     text: str
     value: float | None = None
     bound: float | None = None
+    certain: bool = True
 
 
 def find_faults(
@@ -88,7 +91,7 @@ def find_faults(
         if fault.kind == "jump":
             if name in strong:
                 jumps[name] = fault
-        elif fault.kind != "unit" or name in shifted:
+        elif fault.certain or name in shifted:
             faults.append(fault)
     # A bare jump is a fault only where it is confined to one view; jumps in several views, or in what callers send,
     # are a change of the population.
@@ -122,13 +125,14 @@ def _walk(
     healthy = [column.latest] if column.latest is not None else []
     gap = _gap(reference, windows[0]) if healthy else 1.0
     constant_before = False
+    pace = _pace(name, column, windows)
     current: Fault | None = None
     for window in windows:
         if not window.rows:
             gap += 1
             continue
         now = window.columns.get(name)
-        fault = _fault(name, view, column, healthy, now, window, unit, gap, constant_before)
+        fault = _fault(name, view, column, healthy, now, window, unit, gap, pace, constant_before)
         if fault is None:
             gap, current = 1.0, None
             if now is not None:
@@ -140,8 +144,17 @@ def _walk(
     return current
 
 
+def _pace(name: str, column: ReferenceColumn, windows: Sequence[Window]) -> float:
+    """Lower median of the steps between windows, 0 below two: the steps of a ramp are alike, a jump stands out."""
+    shown = [w.columns[name] for w in windows if w.rows and name in w.columns]
+    if column.latest is not None:
+        shown.insert(0, column.latest)
+    steps = sorted(distance(a, b, column.summary) for a, b in pairwise(shown))
+    return steps[(len(steps) - 1) // 2] if len(steps) >= 2 else 0.0
+
+
 def _dated(fault: Fault, since: str) -> Fault:
-    return Fault(fault.column, fault.view, fault.kind, since, fault.text, fault.value, fault.bound)
+    return replace(fault, since=since)
 
 
 def _gap(reference: Reference, window: Window) -> float:
@@ -166,10 +179,13 @@ def _fault(
     window: Window,
     unit: str | None,
     gap: float,
+    pace: float,
     constant_before: bool,
 ) -> Fault | None:
-    def fault(kind: str, text: str, value: float | None = None, bound: float | None = None) -> Fault:
-        return Fault(name, view, kind, window.start, f"{name} {text}", value, bound)
+    def fault(
+        kind: str, text: str, value: float | None = None, bound: float | None = None, certain: bool = True
+    ) -> Fault:
+        return Fault(name, view, kind, window.start, f"{name} {text}", value, bound, certain)
 
     if now is None:
         return fault("missing", "is not in the window at all")
@@ -205,12 +221,13 @@ def _fault(
         )
         far = step > max(0.3, _UNIT_STEP * usual) and nearest > _UNIT_NOVELTY * usual
         if match is not None and (far or match.exact):
-            return fault("unit", _unit_text(match), match.residual, match.before / 3)
-    if nearest > max(_default_step(now), _JUMP_STEP * usual):
+            return fault("unit", _unit_text(match), match.residual, match.before / 3, match.exact)
+    bound = max(_default_step(now), _JUMP_STEP * usual, 2 * pace)
+    if nearest > bound:
         text = (
             f"jumped by {nearest:.2f} from every healthy window; training never moved more than {usual:.2f} in a period"
         )
-        return fault("jump", text, nearest, _JUMP_STEP * usual)
+        return fault("jump", text, nearest, bound, certain=False)
     return None
 
 

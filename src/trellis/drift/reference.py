@@ -1,26 +1,26 @@
 """The baseline a model is compared with: its training data, summarised, with how much it moved by itself.
 
 Rows of one day resemble each other (one weather, one strike), so a week of a thousand flights says less than a thousand
-independent rows. Two numbers per column carry that: a design effect (by how much day-to-day variation exceeds that of
-independent rows) and the largest step between consecutive periods of training.
+independent rows. The baseline therefore measures how much consecutive periods of training differed by themselves: as
+noise for the tests, and as the largest step between them for telling a season from a fault.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from trellis.contract import Batch, Field, row_count
 from trellis.decision import dumps
-from trellis.drift.statistics import quantile_distance, total_variation
+from trellis.drift.statistics import chi_square, chi_square_sf, quantile_distance, total_variation
 from trellis.drift.summary import (
     NumericSummary,
     Summary,
@@ -30,7 +30,6 @@ from trellis.drift.summary import (
     summarise_category,
     summarise_like,
     summarise_numeric,
-    texts,
     vocabulary,
 )
 from trellis.errors import DataError
@@ -39,6 +38,38 @@ from trellis.sums import LossSums
 BINS = 10
 VOCABULARY = 60
 _MIN_PERIOD_ROWS = 30
+# Fewer pairs of periods tell nothing about their variance; a smaller effect is chance.
+_LEAST_PAIRS = 4
+_NO_EFFECT = 1.25
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How much more windows of healthy data differ than windows of independent rows.
+
+    Attributes:
+        effect: Design effect: independent rows that one effective row takes, at least 1.
+        freedom: Degrees of freedom of the matched chi-square; 0 for independent rows.
+        scale: Its scale at ``rows`` rows per window.
+        rows: Mean rows of the periods it was measured in.
+    """
+
+    effect: float = 1.0
+    freedom: int = 0
+    scale: float = 1.0
+    rows: float = 1.0
+
+    def effective(self, rows: float) -> float:
+        """Rows that count of ``rows``: dependent rows add less and less (Kish 1965: 1 + (m - 1) rho)."""
+        return rows / (1 + (self.effect - 1) * min(rows, self.rows) / self.rows)
+
+    def p_value(self, reference: NDArray[np.float64], current: NDArray[np.float64]) -> float:
+        """Chance of so large a chi-square between a window and training where nothing changed."""
+        statistic, _, p_value = chi_square(reference, current)
+        if not self.freedom:
+            return p_value
+        scale = 1 + (self.scale - 1) * float(current.sum()) / self.rows
+        return max(p_value, chi_square_sf(statistic / scale, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -48,7 +79,7 @@ class ReferenceColumn:
     Attributes:
         summary: All training rows.
         latest: The last whole period of training: the healthy window before the first one served; None without times.
-        design_effect: Variance of a cell's share over independent rows' variance, at least 1.
+        noise: How much its windows differ by themselves.
         natural_step: Largest distance (see ``distance``) between consecutive periods; None below three periods.
         narrowest: Smallest standard deviation of a period over the whole one's; 1 without times. 0 says that being
             constant for a period is normal for this column.
@@ -57,7 +88,7 @@ class ReferenceColumn:
 
     summary: Summary
     latest: Summary | None = None
-    design_effect: float = 1.0
+    noise: Noise = field(default_factory=Noise)
     natural_step: float | None = None
     narrowest: float = 1.0
     nulls_peak: float = 0.0
@@ -147,19 +178,16 @@ def build_reference(
         bins: Bins per number before ties get their own.
     """
     rows = row_count(batch)
-    days = periods = None
+    periods = None
     until: str | None = None
     if times is not None and rows:
         stamps = np.asarray(times).astype("datetime64[s]").astype(np.int64)
-        days = np.unique(stamps // 86_400, return_inverse=True)[1]
         length = max(1, int(period_days * 86_400))
         # Counted back from the end, so that the last period is a whole one.
         periods = -((int(stamps.max()) - stamps) // length)
         periods = periods - periods.min()
         until = _iso(int(stamps.max()) + 1)
-    columns = {
-        name: _column(kind, values, bins, days, periods) for name, (kind, values) in flatten(batch, fields).items()
-    }
+    columns = {name: _column(kind, values, bins, periods) for name, (kind, values) in flatten(batch, fields).items()}
     return Reference(rows, period_days, columns, loss, until)
 
 
@@ -217,7 +245,6 @@ def _column(
     kind: str,
     values: NDArray[Any],
     bins: int,
-    days: NDArray[np.intp] | None,
     periods: NDArray[np.int64] | None,
 ) -> ReferenceColumn:
     whole: Summary
@@ -225,9 +252,8 @@ def _column(
         whole = summarise_numeric(values, reference_edges(numbers(values)[0], bins))
     else:
         whole = summarise_category(values, vocabulary(values, VOCABULARY))
-    if days is None or periods is None:
+    if periods is None:
         return ReferenceColumn(whole, nulls_peak=null_rate(whole))
-    cells = _cells(values, whole)
     parts = [
         summarise_like(values[chosen], whole)
         for p in range(int(periods.max()) + 1)
@@ -242,51 +268,35 @@ def _column(
     return ReferenceColumn(
         whole,
         parts[-1] if parts else None,
-        design_effect(days, cells, len(whole.cells)),
+        period_noise(parts),
         max(steps) if len(steps) >= 2 else None,
         narrowest,
         max((null_rate(p) for p in parts), default=null_rate(whole)),
     )
 
 
-def _cells(values: NDArray[Any], summary: Summary) -> NDArray[np.int64]:
-    """Index of every row's cell: bins or values, then (for categories) other, then nulls."""
-    if isinstance(summary, NumericSummary):
-        array = np.asarray(values)
-        if array.dtype.kind not in "fiub":
-            array = pd.to_numeric(pd.Series(array), errors="coerce").to_numpy()
-        with np.errstate(over="ignore"):
-            single = array.astype(np.float32).astype(np.float64)
-        bins = np.searchsorted(np.asarray(summary.edges), single, side="left")
-        return np.where(np.isfinite(single), bins, len(summary.edges) + 1)
-    index = {value: i for i, value in enumerate(summary.values)}
-    strings = texts(values)
-    cells = strings.map(index).fillna(len(index)).to_numpy(dtype=np.int64)
-    return np.where(strings.isna().to_numpy(), len(index) + 1, cells)
+def period_noise(parts: Sequence[Summary]) -> Noise:
+    """Measure by how much consecutive periods differ more than independent rows would.
 
-
-def design_effect(blocks: NDArray[np.intp], cells: NDArray[np.int64], width: int) -> float:
-    """Average over cells of the variance of a share with whole blocks drawn, over that with rows drawn (at least 1).
-
-    Rao & Scott (1981): the mean of the cells' design effects, weighted by ``1 - p``. Blocks are taken as independent.
-
-    Args:
-        blocks: Block (day) of every row, 0, 1, ..., shape ``(n,)``.
-        cells: Cell of every row, below ``width``, shape ``(n,)``.
-        width: Number of cells.
+    The chi-square statistics of neighbouring periods are matched by a scaled chi-square distribution with the same mean
+    and variance (Satterthwaite's approximation, the second-order correction of Rao & Scott 1984, Ann. Stat. 12, with
+    the moments taken from the data). Neighbours share their season, so a season counts as signal and the weather of a
+    week as noise. The degrees of freedom are rounded down, which is cautious.
     """
-    count, rows = int(blocks.max()) + 1, len(cells)
-    if count < 3:
-        return 1.0
-    table = np.bincount(blocks * width + cells, minlength=count * width).reshape(count, width).astype(np.float64)
-    share = table.sum(axis=0) / rows
-    used = (share > 0) & (share < 1)
-    if not used.any():
-        return 1.0
-    residual = table[:, used] - table.sum(axis=1, keepdims=True) * share[used]
-    clustered = count / (count - 1) * np.square(residual).sum(axis=0) / rows**2
-    effects = clustered / (share[used] * (1 - share[used]) / rows)
-    return max(1.0, float(np.average(effects, weights=1 - share[used])))
+    pairs = [chi_square(a.cells, b.cells) for a, b in pairwise(parts)]
+    statistics = np.array([statistic for statistic, freedom, _ in pairs if freedom])
+    if len(statistics) < _LEAST_PAIRS:
+        return Noise()
+    rows = float(np.mean([p.rows for p in parts]))
+    cells = float(np.mean([freedom for _, freedom, _ in pairs if freedom]))
+    mean, variance = float(statistics.mean()), float(statistics.var(ddof=1))
+    freedom = math.floor(2 * mean * mean / variance) if variance > 0 else math.floor(cells)
+    # Independent rows have as many degrees of freedom as cells: fewer is dependence, more is chance.
+    freedom = max(1, min(freedom, math.floor(cells)))
+    # Two standard errors of the mean are added, for it is known from a few periods only.
+    scale = mean * (1 + 2 * math.sqrt(2 / (freedom * len(statistics)))) / freedom
+    effect = max(1.0, mean / cells)
+    return Noise(effect, freedom, max(1.0, scale), rows) if effect > _NO_EFFECT else Noise()
 
 
 def _iso(seconds: int) -> str:

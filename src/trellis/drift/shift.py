@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate
-from trellis.drift.statistics import chi_square, jensen_shannon, ks_on_bins, psi, psi_bias
+from trellis.drift.statistics import jensen_shannon, ks_on_bins, psi, psi_bias
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
 
 
@@ -19,7 +19,7 @@ class Shift:
         view: Its feature view.
         psi: Population stability index with its expectation under no change taken off, at least 0.
         raw_psi: The same before that.
-        p_value: Chi-square on production counts and effective rows.
+        p_value: Chi-square on production counts, scaled by the column's own noise.
         adjusted: The same, adjusted over all questions of the look.
         ks: Kolmogorov-Smirnov statistic on bins; 0 for categories.
         jensen_shannon: Distance in [0, 1].
@@ -27,7 +27,7 @@ class Shift:
         null_rate: Share of nulls now.
         reference_null_rate: Share of nulls in training.
         unseen: Share of values that training did not have (categories whose whole vocabulary is known).
-        effective_rows: Rows over the design effect.
+        effective_rows: Independent rows that would say as much.
         level: 0 not shifted, 1 shifted, 2 strongly shifted.
     """
 
@@ -63,8 +63,8 @@ def compare(reference: Reference, window: Window, views: Mapping[str, str]) -> l
 
 def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift:
     before = column.summary
-    old, new, effect = before.cells, now.cells, column.design_effect
-    rows = (float(old.sum()) / effect, float(new.sum()) / effect)
+    old, new, noise = before.cells, now.cells, column.noise
+    rows = (float(old.sum()) / noise.effect, noise.effective(float(new.sum())))
     raw = psi(old, new)
     cells = int(((old > 0) | (new > 0)).sum())
     numeric = isinstance(before, NumericSummary)
@@ -76,7 +76,7 @@ def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift
         view,
         max(0.0, raw - psi_bias(cells, *rows)),
         raw,
-        chi_square(old, new, reference_effect=effect, current_effect=effect)[2],
+        noise.p_value(old, new),
         ks_on_bins(old[:-1], new[:-1], rows=rows)[0] if numeric else 0.0,
         jensen_shannon(old, new),
         distance(before, now, before),

@@ -65,18 +65,15 @@ def total_variation(reference: Array, current: Array) -> float:
     return float(np.abs(shares(reference) - shares(current)).sum() / 2)
 
 
-def chi_square(
-    reference: Array, current: Array, *, reference_effect: float = 1.0, current_effect: float = 1.0
-) -> tuple[float, int, float]:
-    """Chi-square test that two sets of counts come from one distribution.
+def chi_square(reference: Array, current: Array) -> tuple[float, int, float]:
+    """Chi-square test that two sets of counts of independent rows come from one distribution.
 
-    Counts are divided by their design effects (1: independent rows), the first-order correction of Rao & Scott (1981,
-    JASA 76). Neighbouring cells are pooled until each expects at least half a row on both sides.
+    Neighbouring cells are pooled until each expects at least half a row on both sides.
 
     Returns:
         Statistic, degrees of freedom, p-value; (0, 0, 1) where there is nothing to compare.
     """
-    table = np.vstack([reference / reference_effect, current / current_effect])
+    table = np.vstack([reference, current])
     totals = table.sum(axis=1)
     if (totals <= 0).any():
         return 0.0, 0, 1.0

@@ -1,0 +1,114 @@
+"""The room's command line: ``python -m monitoring watch MODEL`` and ``python -m monitoring exporter``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trellis.errors import TrellisError
+from trellis.settings import settings, silence_telemetry
+
+EXIT_CODES = {"STABLE": 0, "DRIFT": 3, "UPSTREAM_FAULT": 4, "INSUFFICIENT": 5}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m monitoring", description="Watch served models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    look = commands.add_parser(
+        "watch",
+        help="look at a model once and judge its last window",
+        epilog="exit codes: 0 stable, 1 error, 2 usage, 3 drift, 4 upstream fault, 5 too few rows",
+    )
+    look.add_argument("model")
+    look.add_argument("--until", type=_moment, help="end of the window, RFC 3339; the default is now")
+    look.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
+    look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
+    look.add_argument("--no-report", action="store_true", help="write no Evidently report")
+    look.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=9108)
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=settings().log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )
+    silence_telemetry()
+    try:
+        if chosen.command == "exporter":
+            return _serve(chosen.host, chosen.port)
+        return _look(chosen)
+    except TrellisError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+def _look(chosen: argparse.Namespace) -> int:
+    from monitoring.subject import subject_of
+    from monitoring.watch import watch
+    from trellis.decision import dumps
+
+    subject = subject_of(chosen.model, settings())
+    result = watch(
+        subject,
+        settings().home.resolve(),
+        chosen.until or datetime.now(UTC),
+        window_days=chosen.window_days or subject.reference.period_days,
+        windows=chosen.windows,
+        report=not chosen.no_report,
+    )
+    verdict = result.decision.verdict
+    if chosen.json:
+        body = json.loads(dumps({k: v for k, v in asdict(result).items() if k not in ("evidence", "report", "alert")}))
+        paths = {k: None if (p := getattr(result, k)) is None else str(p) for k in ("evidence", "report", "alert")}
+        sys.stdout.write(json.dumps({**body, **paths}, sort_keys=True) + "\n")
+    else:
+        sys.stdout.write(f"{verdict.outcome}: {verdict.reason}\n")
+        for check in verdict.checks[1:]:
+            if check.passed is not True:
+                sys.stdout.write(f"  {check.name}: {check.text}\n")
+        for point in result.series[-3:]:
+            numbers = ", ".join(f"{k} {v:.3f}" for k, v in point.metrics.items())
+            sys.stdout.write(f"  {point.end} v{point.version}: {point.labels}/{point.predictions} labels {numbers}\n")
+        sys.stdout.write(f"  evidence {result.evidence}\n")
+    return EXIT_CODES[verdict.outcome]
+
+
+def _serve(host: str, port: int) -> int:
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from monitoring.metrics import TextFile
+
+    registry = CollectorRegistry()
+    registry.register(TextFile(Path(settings().home) / "metrics" / "watch.prom"))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server, thread = start_http_server(port, addr=host, registry=registry)
+    sys.stdout.write(f"metrics on http://{host}:{server.server_port}/metrics\n")
+    sys.stdout.flush()
+    stop.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    return 0
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no RFC 3339 time") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""Alerts as files: one per episode, opened once, followed while it lasts, closed when it is over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monitoring.files import write_atomically
+from trellis.drift import Diagnosis, Window
+
+logger = logging.getLogger(__name__)
+
+SEVERITY = {"UPSTREAM_FAULT": "critical", "DRIFT": "warning"}
+
+
+def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, decision: str) -> Path | None:
+    """Open, continue or close a model's alerts after a look; looking at a window again changes nothing.
+
+    A fault's episode is its views; a drift's is the model's. A look without enough rows says nothing. During a fault a
+    drift episode stays open: the look cannot tell.
+
+    Returns:
+        File of the alert that this look belongs to; None where there is no alarm.
+    """
+    if found.outcome == "INSUFFICIENT":
+        return None
+    mine = None
+    for path, alert in list(_open_alerts(directory, model)):
+        if window.end < alert["last_window"]:
+            continue  # a look at the past tells nothing about what is going on now
+        same = alert["outcome"] == found.outcome and (
+            found.outcome == "DRIFT" or bool(set(alert["views"]) & set(found.views))
+        )
+        if same:
+            mine = path
+            if window.end > alert["last_window"]:
+                views = sorted({*alert["views"], *found.views})
+                _write(path, {**alert, "last_window": window.end, "looks": alert["looks"] + 1, "views": views})
+        elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
+            _write(path, {**alert, "status": "closed", "closed_at": window.end})
+            logger.info("alert %s closed at %s", alert["id"], window.end)
+    if found.outcome == "STABLE":
+        return None
+    if mine is not None:
+        return mine
+    key = f"{model}|{found.outcome}|{','.join(found.views)}|{window.end}"
+    name = f"{model}-{found.outcome.lower()}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    path = directory / f"{name}.json"
+    if path.exists():  # this very look has been taken before, and its episode is over
+        return path
+    columns = [f.column for f in found.faults] or [s.name for s in found.shifts if s.level]
+    alert = {
+        "id": name,
+        "status": "open",
+        "severity": SEVERITY[found.outcome],
+        "model": model,
+        "outcome": found.outcome,
+        "kind": found.kind,
+        "views": list(found.views),
+        "columns": columns,
+        "since": found.since,
+        "action": found.action,
+        "reason": found.reason,
+        "decision": decision,
+        "opened_at": window.end,
+        "last_window": window.end,
+        "looks": 1,
+    }
+    _write(path, alert)
+    logger.warning("ALERT %s [%s] %s: %s", name, alert["severity"], model, found.reason)
+    return path
+
+
+def _open_alerts(directory: Path, model: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(directory.glob(f"{model}-*.json")):
+        try:
+            alert = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            logger.warning("alert file %s cannot be read; left alone", path)
+            continue
+        if alert.get("model") == model and alert.get("status") == "open":
+            yield path, alert
+
+
+def _write(path: Path, alert: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(alert, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,183 @@
+"""The Evidently report of a window, in a local workspace with one project per model.
+
+Evidently wants rows on both sides. The training side is redrawn from the baseline's summaries: every column has its
+training distribution, but rows are no training rows and columns are independent of each other, so nothing personal
+leaves the training set and the report must not be read for correlations. Verdicts are ours; the report is for people.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monitoring.served import Columns
+from monitoring.subject import Subject
+from trellis.decision import Decision
+from trellis.drift import CategorySummary, NumericSummary, Reference, Summary, flatten
+from trellis.settings import silence_telemetry
+
+if TYPE_CHECKING:
+    from evidently.ui.workspace import Project, Workspace
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 5_000
+_SHOWN = 6
+
+
+def write_report(
+    workspace: Path, subject: Subject, current: Columns, until: datetime, decision: Decision
+) -> Path | None:
+    """Add a window's report to the model's project, in place of an earlier one of the same window.
+
+    Args:
+        workspace: Directory of the workspace; made if it is not there.
+        subject: What is watched.
+        current: The model's columns in the window.
+        until: End of the window, the snapshot's time.
+        decision: The verdict, shown beside the report.
+
+    Returns:
+        The workspace; None where the window and the baseline share no column, or Evidently refuses the data: a report
+        is no reason to lose a verdict.
+    """
+    silence_telemetry()
+    flat = flatten(current, list(subject.spec.fields.values()))
+    names = [n for n, c in subject.reference.columns.items() if n in flat and _has_values(c.summary)]
+    before = redraw(subject.reference, names, seed=0)
+    now = _sampled({n: flat[n] for n in names})
+    names = [n for n in names if now[n].notna().any()]
+    if not names:
+        logger.warning("no report of %s: the window shares no column with the baseline", subject.spec.name)
+        return None
+    with warnings.catch_warnings():
+        # Evidently's own: deprecations of what it imports, and divisions in plots of constant columns.
+        warnings.simplefilter("ignore")
+        try:
+            _write(workspace, subject, before[names], now[names], until, decision)
+        except Exception:
+            logger.exception("Evidently could not report on %s until %s", subject.spec.name, until)
+            return None
+    return workspace
+
+
+def redraw(reference: Reference, names: list[str], *, seed: int, rows: int = MOST_ROWS) -> pd.DataFrame:
+    """Draw rows whose every column is distributed as in training; the same seed draws the same rows."""
+    generator = np.random.default_rng(seed)
+    columns = {name: _redrawn(reference.columns[name].summary, rows, generator) for name in names}
+    return pd.DataFrame(columns)
+
+
+def _redrawn(summary: Summary, rows: int, generator: np.random.Generator) -> NDArray[Any]:
+    absent = round(rows * summary.nulls / summary.rows) if summary.rows else rows
+    place = (np.arange(rows - absent) + 0.5) / max(1, rows - absent)
+    values: NDArray[Any]
+    if isinstance(summary, NumericSummary):
+        # The value at a quantile, not between two: zeros stay zeros and whole numbers whole.
+        grid = np.asarray(summary.quantiles)
+        values = np.concatenate([grid[np.ceil(place * (len(grid) - 1)).astype(int)], np.full(absent, np.nan)])
+    else:
+        names = np.array([*summary.values, "(other)"], dtype=object)
+        reached = np.cumsum([*summary.counts, summary.other])
+        chosen = names[np.minimum(np.searchsorted(reached / reached[-1], place), len(names) - 1)]
+        values = np.concatenate([chosen, np.full(absent, None, dtype=object)])
+    return generator.permutation(values)
+
+
+def _has_values(summary: Summary) -> bool:
+    return summary.nulls < summary.rows
+
+
+def _sampled(flat: dict[str, tuple[str, NDArray[Any]]]) -> pd.DataFrame:
+    rows = len(next(iter(flat.values()))[1]) if flat else 0
+    # Evenly spaced rows in time order: no luck involved, and every part of the window is there.
+    chosen = np.unique(np.linspace(0, rows - 1, min(rows, MOST_ROWS)).astype(int)) if rows else np.empty(0, int)
+    columns: dict[str, Any] = {}
+    for name, (kind, values) in flat.items():
+        part = pd.Series(values[chosen])
+        columns[name] = pd.to_numeric(part, errors="coerce") if kind == "numeric" else part.astype(object)
+    return pd.DataFrame(columns)
+
+
+def _write(
+    workspace: Path, subject: Subject, before: pd.DataFrame, now: pd.DataFrame, until: datetime, decision: Decision
+) -> None:
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset, DataSummaryPreset
+    from evidently.ui.workspace import Workspace
+
+    numeric = [str(n) for n in now if isinstance(subject.reference.columns[n].summary, NumericSummary)]
+    category = [str(n) for n in now if isinstance(subject.reference.columns[n].summary, CategorySummary)]
+    definition = DataDefinition(numerical_columns=numeric, categorical_columns=category)
+    policy = subject.spec.drift
+    report = Report(
+        [
+            DataDriftPreset(num_method="psi", cat_method="psi", threshold=policy.psi_warn),
+            DataSummaryPreset(),
+        ],
+        metadata={
+            "version": subject.version,
+            "outcome": decision.verdict.outcome,
+            "reason": decision.verdict.reason,
+            "decision": decision.id,
+        },
+        tags=[decision.verdict.outcome],
+    )
+    snapshot = report.run(
+        Dataset.from_pandas(now, definition),
+        Dataset.from_pandas(before, definition),
+        timestamp=_naive(until),
+        name=decision.subject,
+    )
+    workspace.mkdir(parents=True, exist_ok=True)
+    store = Workspace.create(str(workspace))
+    project = _project(store, subject, list(now))
+    for run in store.list_runs(project.id):
+        earlier = store.get_run(project.id, run)
+        if earlier is not None and _naive(earlier.timestamp) == _naive(until):
+            store.delete_run(project.id, run)
+    store.add_run(project.id, snapshot, name=decision.subject)
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _project(store: Workspace, subject: Subject, columns: list[str]) -> Project:
+    found = [p for p in store.search_project(subject.spec.name) if p.name == subject.spec.name]
+    if found:
+        return found[0]
+    from evidently.sdk.models import PanelMetric
+    from evidently.sdk.panels import counter_panel, line_plot_panel, text_panel
+
+    project = store.create_project(subject.spec.name, description=subject.spec.description)
+    # The features that no table refreshes hardly move: show the others first.
+    shown = sorted(columns, key=lambda n: (subject.views.get(n) in ("request", "on_demand"), n))[:_SHOWN]
+    board = project.dashboard
+    board.add_panel(text_panel(title=f"{subject.spec.name}: windows against training"))
+    board.add_panel(counter_panel("Rows reported in the last window", [PanelMetric(metric="RowCount")], size="half"))
+    board.add_panel(
+        counter_panel(
+            "Columns past the PSI bound, last window",
+            [PanelMetric(metric="DriftedColumnsCount", metric_labels={"value_type": "count"})],
+            size="half",
+        )
+    )
+    board.add_panel(
+        line_plot_panel(
+            "Share of columns past the PSI bound",
+            [PanelMetric(metric="DriftedColumnsCount", metric_labels={"value_type": "share"}, legend="share")],
+        )
+    )
+    for name in shown:
+        values = [PanelMetric(metric="ValueDrift", metric_labels={"column": name}, legend="PSI")]
+        board.add_panel(line_plot_panel(f"PSI of {name}", values, size="half"))
+    project.save()
+    return project

@@ -1,0 +1,92 @@
+"""What is watched: a model's declaration, the version that answers and the baseline sealed with its artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trellis.contract import ModelSpec
+from trellis.drift import REQUEST, Reference, declared_unit
+from trellis.errors import DataError, RegistryError
+from trellis.settings import Settings
+
+REFERENCE_FILE = "reference.json"
+ON_DEMAND = "on_demand"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model version under watch.
+
+    Attributes:
+        spec: The model's declaration.
+        version: The version whose baseline this is.
+        reference: Its training data, summarised.
+        views: Feature view by column; ``request`` and ``on_demand`` for what no feature table holds.
+        sla_hours: Largest healthy age of features by view, in hours.
+    """
+
+    spec: ModelSpec
+    version: str
+    reference: Reference
+    views: Mapping[str, str]
+    sla_hours: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Declared unit by column, read from the fields' descriptions."""
+        found = {name: declared_unit(item.description) for name, item in self.spec.fields.items()}
+        return {name: unit for name, unit in found.items() if unit is not None}
+
+
+def subject_of(model: str, settings: Settings) -> Subject:
+    """Find the champion of a model and its baseline.
+
+    Raises:
+        UnknownModelError: No plug-in of that name.
+        RegistryError: Nothing is deployed.
+        DataError: The artifact holds no readable baseline.
+    """
+    # Late, so that rendering rules or metrics needs neither a database nor a plug-in.
+    from trellis.adapters.plan_store import PlanStore
+    from trellis.catalog import Catalogue
+
+    spec = Catalogue([settings.models]).plugin(model).spec
+    plan = PlanStore(settings.database_url).current(model)
+    if plan is None:
+        raise RegistryError(
+            f"{model!r} has no rollout plan.", where=settings.database_url, remedy="Deploy a version first."
+        )
+    path = Path(plan.champion.location) / REFERENCE_FILE
+    return Subject(spec, plan.champion.version, read_reference(path), views_of(spec, settings.home))
+
+
+def read_reference(path: Path) -> Reference:
+    """Read a baseline.
+
+    Raises:
+        DataError: It is not there, or is none.
+    """
+    try:
+        return Reference.loads(path.read_bytes(), where=path)
+    except OSError as error:
+        raise DataError(
+            f"The drift baseline cannot be read: {error.strerror or error}.",
+            where=path,
+            remedy="Train the version again.",
+        ) from error
+
+
+def views_of(spec: ModelSpec, home: Path) -> dict[str, str]:
+    """Map every column to the feature view whose table holds it."""
+    import pyarrow.parquet as pq
+
+    tables = {path.stem: set(pq.read_schema(path).names) for path in sorted((home / "features").glob("*.parquet"))}
+    views = {item.name: REQUEST for item in spec.request}
+    for item in spec.features:
+        views[item.name] = next((view for view, names in tables.items() if item.name in names), ON_DEMAND)
+    for item in spec.fields.values():
+        if item.kind == "tensor":
+            views |= {f"{item.name}.{part}": views[item.name] for part in ("mean", "std")}
+    return views

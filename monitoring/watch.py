@@ -1,0 +1,179 @@
+"""One look at a model: read what was served and what came of it, summarise, decide, and leave evidence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monitoring.alerts import follow_up
+from monitoring.files import write_atomically
+from monitoring.metrics import publish
+from monitoring.performance import Point, realised
+from monitoring.served import ages_hours, model_columns, moments, read_served, scores
+from monitoring.subject import Subject
+from trellis.decision import Decision, decision_of, dumps
+from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
+from trellis.errors import DataError
+from trellis.ledger import Cell, Finding, join, performance
+from trellis.sums import LossSums, merged
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatchResult:
+    """What one look found.
+
+    Attributes:
+        decision: The drift decision with its evidence; replayable.
+        diagnosis: The same, structured: kind, action, shifts, faults, since, harm.
+        series: Performance by window and version, oldest first.
+        cells: The same sums by segment, from the label ledger.
+        findings: What was wrong with labels.
+        evidence: The decision's file.
+        report: The Evidently workspace; None where no report was asked for, or none was possible.
+        alert: File of the open alert; None where all is well.
+    """
+
+    decision: Decision
+    diagnosis: Diagnosis
+    series: tuple[Point, ...]
+    cells: tuple[Cell, ...]
+    findings: tuple[Finding, ...]
+    evidence: Path
+    report: Path | None = None
+    alert: Path | None = None
+
+
+def watch(
+    subject: Subject,
+    home: Path,
+    until: datetime,
+    *,
+    window_days: float = 7.0,
+    windows: int = 6,
+    report: bool = True,
+) -> WatchResult:
+    """Look at a model as of a moment of event time; looking again changes nothing.
+
+    Args:
+        subject: What is watched.
+        home: Trellis's home; logs are read from it, evidence, metrics, alerts and reports go into it.
+        until: End of the window that is judged, exclusive; labels observed later are not known yet.
+        window_days: Length of a window, best the reference's ``period_days``.
+        windows: How many windows make the history, the judged one included.
+        report: Whether to write the Evidently report (some seconds).
+
+    Raises:
+        DataError: Window lengths make no sense, or a log is damaged.
+        StorageError: The disk refused the evidence.
+    """
+    if window_days <= 0 or windows < 1:
+        raise DataError(f"{windows} windows of {window_days:g} days make no history.", remedy="Ask for at least one.")
+    until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
+    spec, model = subject.spec, subject.spec.name
+    frame, labels = read_served(home, model, until)
+    edges = _edges(frame, subject, until, window_days, windows)
+    made = {
+        "id": frame["id"].to_numpy(dtype=str),
+        "time": moments(frame["time"]),
+        "version": frame["version"].to_numpy(dtype=str),
+    }
+    joined = join(made, labels, task=spec.task, classes=spec.target.classes, as_of=_moment(until))
+    score = scores(frame, spec)
+    segments = {
+        name: frame[column].astype(str).to_numpy()
+        for name in spec.segments
+        for column in (f"request.{name}", f"features.{name}")
+        if column in frame
+    }
+    cells = performance(made, joined, task=spec.task, score=score, edges=edges, segments=segments)
+    place = np.searchsorted(edges, made["time"], side="right") - 1
+    shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
+    inputs = DriftInputs(
+        model,
+        subject.version,
+        subject.reference,
+        tuple(shown),
+        {name: subject.views.get(name, "request") for name in subject.reference.columns},
+        _losses(cells, subject.version, len(shown)),
+        {name: unit for name, unit in subject.units.items() if name in subject.reference.columns},
+        dict(subject.sla_hours),
+    )
+    end = shown[-1].end
+    verdict, diagnosis = decide(inputs, spec.drift), diagnose(inputs, spec.drift)
+    decision = decision_of(
+        "drift",
+        model=model,
+        subject=f"{shown[-1].start}/{end}",
+        at=end,
+        inputs=inputs,
+        policy=spec.drift,
+        verdict=verdict,
+    )
+    series = realised(spec, shown, cells, place, made["version"], joined, score)
+    evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
+    write_atomically(evidence, dumps(decision))
+    alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
+    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, series, joined.findings)
+    written = None
+    if report and shown[-1].rows:
+        from monitoring.report import write_report
+
+        current = model_columns(frame[place == len(shown) - 1], spec)
+        written = write_report(home / "evidently", subject, current, until, decision)
+    return WatchResult(decision, diagnosis, series, cells, joined.findings, evidence, written, alert)
+
+
+def _edges(
+    frame: pd.DataFrame, subject: Subject, until: datetime, window_days: float, windows: int
+) -> NDArray[np.datetime64]:
+    """Bounds of the windows: back from ``until``, none before the first prediction or within the training data."""
+    length = np.timedelta64(timedelta(days=window_days), "us")
+    last = _moment(until)
+    floor = moments(frame["time"]).min() if len(frame) else last - length
+    trained = subject.reference.until
+    if trained is not None:
+        floor = max(floor, np.datetime64(trained.removesuffix("Z"), "us") - length // 2)
+    count = int(np.clip(np.ceil((last - floor) / length), 1, windows))
+    return np.array([last - length * i for i in range(count, -1, -1)], dtype="datetime64[us]")
+
+
+def _window(rows: pd.DataFrame, subject: Subject, start: np.datetime64, end: np.datetime64) -> Window:
+    if not len(rows):
+        return Window(_iso(start), _iso(end), 0, {})
+    batch = model_columns(rows, subject.spec)
+    if not batch:  # not one known column: every one of them is a finding
+        return Window(_iso(start), _iso(end), len(rows), {})
+    return summarise_window(
+        batch,
+        list(subject.spec.fields.values()),
+        subject.reference,
+        start=_iso(start),
+        end=_iso(end),
+        ages_hours=ages_hours(rows),
+    )
+
+
+def _losses(cells: Sequence[Cell], version: str, count: int) -> tuple[LossSums, ...]:
+    mine = [c for c in cells if c.version == version and not c.segment]
+    return tuple(merged(c.loss for c in mine if c.window == i) for i in range(count))
+
+
+def _moment(moment: datetime) -> np.datetime64:
+    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+
+
+def _iso(moment: np.datetime64) -> str:
+    return str(moment.astype("datetime64[s]")) + "Z"
+
+
+def _file_stamp(text: str) -> str:
+    return text.replace(":", "").replace("-", "")

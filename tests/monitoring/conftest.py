@@ -1,0 +1,163 @@
+"""A small model, its baseline, and a log of what it served: numbers with a season, written in the log's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monitoring.subject import Subject
+from trellis.adapters.prediction_log import LabelLog, PredictionLog
+from trellis.contract import DriftPolicy, Field, Metric, ModelSpec, Target
+from trellis.drift import build_reference
+from trellis.metrics import blocks_of, row_loss
+from trellis.sums import loss_sums
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+SERVED = START + timedelta(days=182)
+PER_DAY = 100
+
+SPEC = ModelSpec(
+    name="ferry_delay",
+    version="1.0",
+    task="binary",
+    owner="harbour",
+    description="Probability that a ferry is late.",
+    request=(
+        Field("line", "category", "The ferry's line."),
+        Field("sched", "timestamp", "Scheduled departure."),
+        Field("load", "float", "Share of seats sold.", minimum=0, maximum=1),
+    ),
+    features=(
+        Field("temp", "float", "Air temperature, degrees Fahrenheit.", nullable=True),
+        Field("wind", "float", "Wind speed, miles per hour.", nullable=True),
+        Field("late_rate", "float", "Share of late ferries of the line.", nullable=True),
+    ),
+    inputs=("line", "load", "temp", "wind", "late_rate"),
+    outputs=(Field("probability", "float", "Probability of being late.", minimum=0, maximum=1),),
+    target=Target("late", "Whether it came late.", ("on_time", "late"), delay_hours=2.0),
+    metric=Metric("auc", 0.6),
+    feature_service="ferry_v1",
+    entity_keys=("line",),
+    time_field="sched",
+    segments=("line",),
+    drift=DriftPolicy(min_rows=300),
+)
+VIEWS = {"line": "request", "load": "request", "temp": "weather", "wind": "weather", "late_rate": "line_delays"}
+
+
+def rows(first: datetime, days: int, seed: int) -> dict[str, np.ndarray]:
+    """Draw days of ferries; the temperature swings by 20 °F over half a year and by 5 °F from day to day."""
+    rng = np.random.default_rng([seed, (first - START).days])
+    count = days * PER_DAY
+    day = np.repeat(np.arange(days), PER_DAY)
+    offset = (first - START).days + day
+    start = np.datetime64(first.replace(tzinfo=None), "us")
+    minutes = day * 1440 + np.tile(np.linspace(0, 1430, PER_DAY).astype(int), days)
+    late = rng.random(count)
+    probability = rng.beta(2, 6, count)
+    return {
+        "time": start + minutes * np.timedelta64(60_000_000, "us"),
+        "line": rng.choice(["north", "south", "island"], count, p=[0.5, 0.3, 0.2]),
+        "load": rng.beta(4, 2, count),
+        "temp": 50 + 10 * np.sin(offset / 29) + rng.normal(0, 5, days)[day] + rng.normal(0, 3, count),
+        "wind": np.round(rng.gamma(4, 2.5, count)) * 1.15078,
+        "late_rate": rng.beta(8, 30, count),
+        "probability": probability,
+        "late": (late < probability).astype(int),
+    }
+
+
+@dataclass
+class Served:
+    """A home with a log in it, written day after day."""
+
+    home: Path
+    subject: Subject
+    days: int = 0
+    seed: int = 7
+
+    @property
+    def now(self) -> datetime:
+        """The moment up to which was served."""
+        return SERVED + timedelta(days=self.days)
+
+    def drawn(self, since: int, days: int) -> dict[str, np.ndarray]:
+        """The rows that ``serve`` writes for ``days`` days after ``since`` days, unchanged."""
+        return rows(SERVED + timedelta(days=since), days, self.seed)
+
+    def serve(
+        self,
+        days: int,
+        change: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = lambda r: r,
+        *,
+        version: str = "1",
+        labels: bool = True,
+        drop: tuple[str, ...] = (),
+    ) -> datetime:
+        """Write the next days' predictions (and labels); return the moment after them."""
+        first = SERVED + timedelta(days=self.days)
+        drawn = dict(change(rows(first, days, self.seed)))
+        log, truths = (
+            PredictionLog(self.home, SPEC.name, flush_seconds=1),
+            LabelLog(self.home, SPEC.name, flush_seconds=1),
+        )
+        records, answers = [], []
+        for i, moment in enumerate(drawn["time"]):
+            stamp, name = f"{moment}Z", f"{self.days}-{i}"
+            feature = {n: _plain(drawn[n][i]) for n in ("temp", "wind", "late_rate") if n not in drop}
+            records.append(
+                {
+                    "id": name,
+                    "model": SPEC.name,
+                    "version": version,
+                    "variant": "champion",
+                    "revision": 1,
+                    "time": stamp,
+                    "received_at": stamp,
+                    "unit": "north",
+                    "request": {n: _plain(drawn[n][i]) for n in ("line", "load")} | {"sched": stamp},
+                    "features": feature,
+                    "feature_times": {"weather": f"{moment - np.timedelta64(30, 'm')}Z", "line_delays": None},
+                    "overrides": [],
+                    "outputs": {"probability": _plain(drawn["probability"][i])},
+                    "latency_ms": 1.0,
+                }
+            )
+            seen = f"{moment + np.timedelta64(120, 'm')}Z"
+            answers.append({"id": name, "value": int(drawn["late"][i]), "observed_at": seen, "received_at": seen})
+        log.extend(records)
+        if labels:
+            truths.extend(answers)
+        log.close()
+        truths.close()
+        self.days += days
+        return self.now
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+@pytest.fixture(scope="session")
+def subject() -> Subject:
+    drawn = rows(START, 182, 1)
+    held = rows(SERVED, 28, 2)
+    loss = row_loss("binary", held["late"], held["probability"])
+    reference = build_reference(
+        {n: drawn[n] for n in SPEC.inputs},
+        list(SPEC.fields.values()),
+        times=drawn["time"],
+        loss=loss_sums(loss, blocks_of(held["time"], np.arange(len(loss)).astype(str))),
+    )
+    return Subject(SPEC, "1", reference, VIEWS)
+
+
+@pytest.fixture
+def served(tmp_path: Path, subject: Subject) -> Served:
+    return Served(tmp_path, subject)

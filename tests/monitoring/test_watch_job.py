@@ -1,0 +1,190 @@
+"""The watching job over a real log: verdicts, evidence, metrics and alerts."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import TypeAdapter
+from sklearn.metrics import roc_auc_score
+
+from monitoring.metrics import read_families
+from monitoring.watch import watch
+from trellis.decision import Decision, dumps
+from trellis.drift import DriftInputs, decide
+from trellis.errors import DataError
+
+# Nothing here needs the report; its own test writes one.
+QUIET = {"report": False}
+
+
+def celsius(rows):
+    return {**rows, "temp": (rows["temp"] - 32) * 5 / 9}
+
+
+def samples(home, name: str) -> dict[tuple[str, ...], float]:
+    return {
+        tuple(v for k, v in sorted(s.labels.items()) if k != "model"): s.value
+        for f in read_families(home / "metrics" / "watch.prom")
+        for s in f.samples
+        if s.name == name
+    }
+
+
+def test_healthy_weeks_are_stable_and_leave_replayable_evidence(served) -> None:
+    until = served.serve(21)
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert result.decision.verdict.outcome == "STABLE", result.decision.verdict.reason
+    assert result.alert is None
+    stored = TypeAdapter(Decision).validate_json(result.evidence.read_bytes())
+    assert dumps(stored) == dumps(result.decision)
+    inputs = TypeAdapter(DriftInputs).validate_json(dumps(stored.inputs["inputs"]))
+    assert decide(inputs, served.subject.spec.drift) == stored.verdict
+    assert result.evidence.stat().st_size < 100_000
+    assert len(inputs.windows) == 3
+
+
+def test_looking_again_changes_nothing(served) -> None:
+    until = served.serve(14, celsius)
+    first = watch(served.subject, served.home, until, **QUIET)
+    before = {p: p.read_bytes() for p in served.home.rglob("*.json")}
+    second = watch(served.subject, served.home, until, **QUIET)
+    assert first == second
+    assert {p: p.read_bytes() for p in served.home.rglob("*.json")} == before
+
+
+def test_a_unit_change_is_a_fault_named_and_dated_and_the_alert_follows_it(served, caplog) -> None:
+    healthy = served.serve(14)
+    assert watch(served.subject, served.home, healthy, **QUIET).alert is None
+    broken = served.serve(7, celsius)
+    result = watch(served.subject, served.home, broken, **QUIET)
+    verdict, found = result.decision.verdict, result.diagnosis
+    assert verdict.outcome == "UPSTREAM_FAULT"
+    assert "degF to degC" in verdict.reason
+    assert found.views == ("weather",)
+    assert found.since == healthy.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert found.action == "fix upstream"
+    assert samples(served.home, "trellis_drift_fault") == {("temp", "unit", "weather"): 1.0}
+    assert samples(served.home, "trellis_drift_outcome")[("UPSTREAM_FAULT",)] == 1.0
+    assert caplog.text.count("ALERT") == 1
+    longer = served.serve(7, celsius)
+    again = watch(served.subject, served.home, longer, **QUIET)
+    assert again.alert == result.alert
+    assert caplog.text.count("ALERT") == 1
+    alert = json.loads(result.alert.read_text())
+    assert (alert["looks"], alert["status"], alert["severity"]) == (2, "open", "critical")
+    mended = served.serve(7)
+    over = watch(served.subject, served.home, mended, **QUIET)
+    assert over.decision.verdict.outcome != "UPSTREAM_FAULT", over.decision.verdict.reason
+    assert json.loads(result.alert.read_text())["status"] == "closed"
+
+
+def test_a_season_is_drift_and_no_fault(served) -> None:
+    def warmer(rows):
+        day = (rows["time"] - rows["time"][0]) / np.timedelta64(1, "D")
+        return {**rows, "temp": rows["temp"] + day * 0.6, "late_rate": np.clip(rows["late_rate"] + day * 0.004, 0, 1)}
+
+    until = served.serve(42, warmer)
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert result.decision.verdict.outcome == "DRIFT"
+    assert result.diagnosis.kind == "gradual"
+    assert result.diagnosis.action == "retrain"
+    assert {"temp", "late_rate"} <= {s.name for s in result.diagnosis.shifts if s.level}
+    assert json.loads(result.alert.read_text())["outcome"] == "DRIFT"
+
+
+def test_worse_answers_without_a_shift_are_concept_drift(served) -> None:
+    def turned(rows):
+        return {**rows, "late": 1 - rows["late"]}
+
+    until = served.serve(14, turned)
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert (result.decision.verdict.outcome, result.diagnosis.kind) == ("DRIFT", "concept")
+    assert result.diagnosis.harm.real
+    assert result.diagnosis.harm.increase > 0.1
+
+
+def test_performance_series_agrees_with_scikit_learn_and_respects_the_day(served) -> None:
+    first = served.serve(7)
+    until = served.serve(7, version="2")
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert [(p.version, p.predictions) for p in result.series] == [("1", 700), ("2", 700)]
+    # The last two hours' labels were not observed yet.
+    assert [p.labels for p in result.series] == [700, 700 - 8]
+    rows = served.drawn(0, 7)
+    assert result.series[0].metrics["auc"] == pytest.approx(roc_auc_score(rows["late"], rows["probability"]))
+    assert result.series[0].loss == pytest.approx(np.mean((rows["probability"] - rows["late"]) ** 2))
+    past = watch(served.subject, served.home, first, **QUIET)
+    assert past.series[-1].labels == 700 - 8
+
+
+@pytest.mark.parametrize(
+    ("change", "drop", "kind"),
+    [
+        (lambda r: r, ("temp",), "missing"),
+        (lambda r: {**r, "temp": np.full(len(r["temp"]), None)}, (), "missing"),
+        (lambda r: {**r, "temp": np.full(len(r["temp"]), 61.0)}, (), "constant"),
+        (lambda r: {**r, "temp": np.array(["warm"] * len(r["temp"]))}, (), "invalid"),
+        (lambda r: {**r, "temp": np.where(np.arange(len(r["temp"])) % 2, np.nan, r["temp"])}, (), "nulls"),
+        (lambda r: {**r, "temp": np.array([{"f": 1}] * len(r["temp"]))}, (), "invalid"),
+    ],
+)
+def test_odd_columns_are_findings_never_crashes(served, change, drop, kind) -> None:
+    until = served.serve(7, change, drop=drop)
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert result.decision.verdict.outcome == "UPSTREAM_FAULT"
+    assert [(f.column, f.kind) for f in result.diagnosis.faults] == [("temp", kind)]
+
+
+def test_no_log_at_all_a_gap_and_a_lost_feed(served) -> None:
+    nothing = watch(served.subject, served.home, served.now + timedelta(days=7), **QUIET)
+    assert nothing.decision.verdict.outcome == "INSUFFICIENT"
+    assert nothing.decision.verdict.needs == {"rows": 300.0}
+    served.serve(7)
+    served.days += 7
+    until = served.serve(7)
+    assert watch(served.subject, served.home, until, **QUIET).decision.verdict.outcome == "STABLE"
+    assert (
+        watch(served.subject, served.home, until + timedelta(days=7), **QUIET).decision.verdict.outcome
+        == "INSUFFICIENT"
+    )
+
+
+def test_wrong_labels_are_counted_not_used(served) -> None:
+    from trellis.adapters.prediction_log import LabelLog
+
+    until = served.serve(7)
+    log = LabelLog(served.home, served.subject.spec.name, flush_seconds=0)
+    stamp = (until - timedelta(hours=3)).isoformat()
+    for name, value in (("ghost", 1), ("0-1", 5), ("0-2", "maybe")):
+        log.append({"id": name, "value": value, "observed_at": stamp, "received_at": stamp})
+    log.close()
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert {f.kind: f.count for f in result.findings} == {"unknown_id": 1, "impossible_value": 2}
+    assert samples(served.home, "trellis_label_findings") == {("unknown_id",): 1.0, ("impossible_value",): 2.0}
+
+
+def test_metrics_of_other_models_stay_and_the_file_is_well_formed(served) -> None:
+    path = served.home / "metrics" / "watch.prom"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        '# HELP trellis_watch_rows x\n# TYPE trellis_watch_rows gauge\ntrellis_watch_rows{model="other"} 9\n'
+    )
+    until = served.serve(7)
+    for _ in range(2):
+        watch(served.subject, served.home, until, **QUIET)
+    families = list(text_string_to_metric_families(path.read_text()))
+    names = [f.name for f in families]
+    assert len(names) == len(set(names))
+    rows = {s.labels["model"]: s.value for f in families if f.name == "trellis_watch_rows" for s in f.samples}
+    assert rows == {"other": 9.0, "ferry_delay": 700.0}
+    assert not any(math.isnan(s.value) for f in families for s in f.samples)
+
+
+def test_windows_that_make_no_sense_are_refused(served) -> None:
+    with pytest.raises(DataError, match="make no history"):
+        watch(served.subject, served.home, served.serve(1), window_days=0)
