@@ -23,7 +23,7 @@ from services.prediction import openapi, v2
 from services.prediction.answer import Answerer, Log
 from services.prediction.columns import rfc3339
 from services.prediction.errors import UnavailableError
-from services.prediction.features import OnlineFeatures
+from services.prediction.features import OnlineFeatures, open_store
 from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
@@ -70,7 +70,8 @@ class PredictionService:
         self._home = home
         self._limits = limits
         self.metrics = metrics or Metrics()
-        self.models = Models(plans, plugins, self.metrics)
+        self._features = features
+        self.models = Models(plans, plugins, self.metrics, self._open_features)
         self._logs: dict[str, PredictionLog] = {}
         self._label_logs: dict[str, LabelLog] = {}
         self._answerer = Answerer(features, self._log, self.metrics)
@@ -257,6 +258,11 @@ class PredictionService:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._waiting -= 1
+
+    def _open_features(self, model: ModelRuntime) -> None:
+        _, schema = self._schema(model)
+        row = parse(schema.request, to_json({"rows": [model.example]})).rows[0]
+        open_store(model.spec, self._features, row.__dict__)
 
     def _model(self, request: Request) -> tuple[ModelRuntime, ModelSchema]:
         return self._schema(self.models.get(request.path_params["model"]))

@@ -15,8 +15,8 @@ from trellis.contract import Field
 def column(field: Field, values: Sequence[Any]) -> NDArray[Any]:
     """Turn one field's validated values into a column.
 
-    A missing value becomes NaN for numbers, NaT for timestamps and the empty string for strings; integers with a
-    missing value become float64, as they do in pandas.
+    A missing value becomes NaN for numbers, NaT for timestamps and the empty string for strings (unicode
+    arrays); integers with a missing value become float64, as they do in pandas.
     """
     match field.kind:
         case "float":
@@ -35,7 +35,7 @@ def column(field: Field, values: Sequence[Any]) -> NDArray[Any]:
             missing = np.full(field.shape, np.nan, np.float32)
             return np.array([missing if v is None else v for v in values], np.float32).reshape(-1, *field.shape)
         case _:
-            return np.array(["" if v is None else v for v in values], object)
+            return np.array(["" if v is None else v for v in values], np.str_)
 
 
 def batch(
@@ -66,7 +66,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return rfc3339(value)
     if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else f"{np.datetime_as_string(value, unit='us')}Z"
+        return None if np.isnat(value) else f"{np.datetime_as_string(value, unit='us').removesuffix('.000000')}Z"
     if isinstance(value, np.ndarray):
         return [to_json(part) for part in value] if value.dtype.kind == "f" else value.tolist()
     if isinstance(value, np.generic):

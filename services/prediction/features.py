@@ -45,6 +45,19 @@ class Found:
     degraded: tuple[tuple[str, ...], ...]
 
 
+def open_store(spec: ModelSpec, store: OnlineFeatures | None, row: Mapping[str, Any]) -> None:
+    """Read one row before the first request has to: a store's first read imports and connects, which takes seconds."""
+    if spec.feature_service is None or store is None:
+        return
+    names = [f.name for f in spec.request]
+    try:
+        store.online(
+            spec.feature_service, batch(spec.fields, spec.entity_keys, [row]), batch(spec.fields, names, [row])
+        )
+    except Exception as error:  # requests meet it again and are answered as far as that goes
+        logger.warning("features of %s: %s: %s", spec.name, type(error).__name__, error)
+
+
 def find(
     spec: ModelSpec,
     store: OnlineFeatures | None,

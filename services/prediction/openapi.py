@@ -55,6 +55,7 @@ def document(models: Mapping[str, tuple[ModelRuntime, ModelSchema]], version: st
         spec = model.spec
         outputs = {f.name: f.example for f in spec.outputs}
         example = {"rows": [dict(model.example)]}
+        truth = spec.target.classes[-1] if spec.target.classes else spec.score.example
         answered = {
             "model": name,
             "version": "1",
@@ -83,11 +84,12 @@ def document(models: Mapping[str, tuple[ModelRuntime, ModelSchema]], version: st
                 f"{spec.target.description} Once answered, the labels are on the disk; sending them again is harmless.",
                 refs[schema.labels],
                 {"type": "object", "properties": {"accepted": {"type": "integer"}}},
-                None,
+                {"labels": [{"id": "3f2a#0", "value": truth, "observed_at": "2013-07-01T15:00:00Z"}]},
                 {"accepted": 1},
             )
         }
-    paths |= _common(refs[v2.InferRequest])
+    first = next(iter(models.values()), None)
+    paths |= _common(refs[v2.InferRequest], v2.example(first[0].spec, first[0].example) if first else None)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -142,7 +144,7 @@ def _operation(
     }
 
 
-def _common(infer: Mapping[str, Any]) -> dict[str, Any]:
+def _common(infer: Mapping[str, Any], example: Any) -> dict[str, Any]:
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 
     def get(tag: str, summary: str, *, named: bool = False, media: str = "application/json") -> dict[str, Any]:
@@ -157,10 +159,10 @@ def _common(infer: Mapping[str, Any]) -> dict[str, Any]:
         protocol,
         "infer",
         "Infer",
-        "Named tensors in, named tensors out.",
+        "Named tensors in, named tensors out. The example is of the first model listed.",
         infer,
         {"type": "object"},
-        {"inputs": [{"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}]},
+        example,
         {"model_name": "…", "outputs": []},
     )
     return {

@@ -130,12 +130,20 @@ class Models:
         plans: The plan store.
         plugins: The catalogue.
         metrics: The counters.
+        prepare: Called once with every model before its first version is loaded, for whatever is slow the first time.
     """
 
-    def __init__(self, plans: Plans, plugins: Plugins, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        plans: Plans,
+        plugins: Plugins,
+        metrics: Metrics,
+        prepare: Callable[[ModelRuntime], None] = lambda _model: None,
+    ) -> None:
         self._plans = plans
         self._plugins = plugins
         self._metrics = metrics
+        self._prepare_model = prepare
         self._models: dict[str, ModelRuntime] = {}
         self._broken: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
@@ -239,6 +247,7 @@ class Models:
             return None
         try:
             model = ModelRuntime.of(name, self._plugins.plugin(name))
+            self._prepare_model(model)
         except Exception as error:  # an author's code may raise anything
             self._broken[name] = self._failed(name, "plug-in", error, name in self._broken)
             self._retry_at[name] = now + _RETRY_SECONDS

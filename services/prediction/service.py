@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import bentoml
@@ -30,14 +31,18 @@ class _Features:
     def __init__(self, config: Settings) -> None:
         self._config = config
         self._store: OnlineFeatures | None = None
+        self._lock = threading.Lock()
 
     def online(self, service: str, keys: Batch, request: Batch) -> tuple[Batch, Batch]:
         """Read features; see ``OnlineFeatures``."""
-        if self._store is None:
-            from trellis.adapters.feature_store import FeatureStore
-
-            self._store = FeatureStore(self._config.feature_repo.resolve(), self._config.home.resolve())
+        with self._lock:
+            self._store = self._store or self._open()
         return self._store.online(service, keys, request)
+
+    def _open(self) -> OnlineFeatures:
+        from trellis.adapters.feature_store import FeatureStore
+
+        return FeatureStore(self._config.feature_repo.resolve(), self._config.home.resolve())
 
 
 class _Mounted:

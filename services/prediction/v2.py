@@ -84,6 +84,18 @@ def metadata(spec: ModelSpec, versions: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def example(spec: ModelSpec, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an inference request for one row given in native form; what it lacks is left out."""
+    inputs = []
+    for field in spec.request:
+        value = row.get(field.name)
+        if value is None or (value == "" and field.nullable):
+            continue
+        data = _flat([value], len(field.shape))
+        inputs.append({**_tensor(field), "shape": [1, *field.shape], "data": data})
+    return {"inputs": inputs}
+
+
 def native_body(spec: ModelSpec, request: InferRequest, *, max_rows: int) -> bytes:
     """Turn an inference request into the body of a native one, to be validated as such.
 

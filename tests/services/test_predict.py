@@ -42,7 +42,7 @@ def test_one_row_is_answered_and_logged_with_everything_that_made_it(world, row)
     assert (record["request.x"], record["request.shop"], record["request.amount"]) == (0.5, "s1", 4)
     assert record["request.note"] is None
     assert (record["features.rate"], record["features.size"]) == (0.2, 10.0)
-    assert record["feature_times.shop_view"] == "2013-07-01T08:00:00.000000Z"
+    assert record["feature_times.shop_view"] == "2013-07-01T08:00:00Z"
     assert record["overrides"] == []
     assert record["outputs.probability"] == prediction["probability"]
     assert record["latency_ms"] > 0
@@ -126,6 +126,13 @@ def test_an_unknown_entity_is_named_or_answered_as_degraded(world, row):
     assert "degraded" not in second
     assert world.metric("trellis_degraded_total", model="toy_linear", view="shop_view", reason="no_row") == 1
     assert world.logged().set_index("request.shop").loc["nobody", "feature_times.shop_view"] is None
+
+
+def test_the_store_is_opened_before_the_first_request(world, row):
+    world.deploy(world.artifact("1"))
+    assert world.shops.calls == 1
+    world.predict(row())
+    assert world.shops.calls == 2
 
 
 def test_with_the_store_down_it_answers_what_it_can_and_says_so(world, row):

@@ -131,7 +131,14 @@ def test_every_example_of_the_description_can_be_sent(shared_world):
             told = methods["post"]["responses"]["200"]["content"]["application/json"]["example"]
             assert set(answer.json()) == set(told)
             sent += 1
-    assert sent == 2
+        elif path.endswith("/labels"):
+            label = body["example"]["labels"][0]
+            assert {*label} == {"id", "value", "observed_at"}
+        elif path.endswith("/infer"):
+            answer = shared_world.post("/v2/models/toy_linear/infer", body["example"])
+            assert answer.status_code == 200, answer.text
+            sent += 1
+    assert sent == 3
     schemas = document["components"]["schemas"]
     assert {r.removeprefix("#/components/schemas/") for r in references(document)} <= set(schemas)
     fields = schemas["ToyLinearRow"]["properties"]
