@@ -1,4 +1,4 @@
-"""Live losses of two variants as six running sums, and bounds of their difference that hold however often one looks."""
+"""Live losses of two variants as running sums, and bounds of their difference that hold however often one looks."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class LossStream:
         score: Sum of ``y``.
         square: Sum of ``y²``.
         information: Sum of ``π(1 - π)``.
+        surplus: Sum of ``A - π``: canary rows beyond what the shares lead one to expect.
     """
 
     rows: int = 0
@@ -44,6 +45,7 @@ class LossStream:
     score: float = 0.0
     square: float = 0.0
     information: float = 0.0
+    surplus: float = 0.0
 
     def update(self, canary: NDArray[Any], loss: NDArray[Any], share: ArrayLike) -> LossStream:
         """Return the state after more rows, in the order in which their labels became known.
@@ -80,6 +82,7 @@ class LossStream:
             score=self.score + float(y.sum()),
             square=self.square + float(y @ y),
             information=self.information + float(np.where(told, shares * (1 - shares), 0.0).sum()),
+            surplus=self.surplus + float(np.where(told, arm - shares, 0.0).sum()),
         )
 
     def merge(self, other: LossStream) -> LossStream:

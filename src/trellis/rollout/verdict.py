@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.rollout.guards import Exposure, log_evidence_split, log_evidence_worse
-from trellis.rollout.stream import LossStream, information_for
+from trellis.rollout.stream import LossStream, information_for, reach
 
 # How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
 # for any one truth only one of the two would be wrong.
-QUALITY, ERRORS, SLOW, SPLIT = 0.8, 0.05, 0.05, 0.1
+QUALITY, ERRORS, SLOW, SPLIT, LABEL_SPLIT = 0.8, 0.05, 0.05, 0.05, 0.05
 # Increases of a rate below these are not worth a rollback even where they are certain.
 WORST_ERRORS, WORST_SLOW = 0.001, 0.01
 _PROMISE_ERRORS = 2.0
@@ -45,12 +45,12 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     In this order:
 
     ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle.
-    INCONCLUSIVE if the split is not the planned one beyond doubt: the variants then saw different traffic, and no
-    comparison holds. HOLD below ``min_labels`` on either side.
+    INCONCLUSIVE if the split of requests, or of labels, is not the planned one beyond doubt: the variants then saw
+    different traffic, or labels go missing by variant, and no comparison holds. HOLD below ``min_labels`` on a side.
     ROLL_BACK if the canary's loss is higher beyond doubt (lower bound of the difference above 0) *and* its estimate
     exceeds the margin. Waiting for the lower bound to pass the margin itself would let a canary half as bad again as
-    allowed answer for weeks. One that is worse by less than the margin may thus be rolled back, which errs on the champion's
-    side; one that is no worse is rolled back with probability at most ``alpha``.
+    allowed answer for weeks. One that is worse by less than the margin may thus be rolled back, which errs on the
+    champion's side; one that is no worse is rolled back with probability at most ``alpha``.
     ROLL_BACK if it breaks the gate's promise: the lower bound lies above the offline difference by more than the margin
     and two of its standard errors. That is what a feature that knew the future, or that serving computes otherwise,
     looks like; a season that hits both variants cancels out.
@@ -71,7 +71,8 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     """
     guards = [_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), _split(inputs, policy)]
     labels, quality, promise = _labels(inputs, policy), _quality(inputs, policy), _promise(inputs, policy)
-    checks = (*guards, labels, *quality, *promise)
+    labelled = _label_split(inputs, policy)
+    checks = (*guards, labels, labelled, *quality, *promise)
     late = Check(
         "time",
         None if inputs.days < policy.max_days else False,
@@ -90,6 +91,8 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     if guards[2].passed is False:
         return say("INCONCLUSIVE", guards[2])
     if labels.passed:
+        if labelled.passed is False:
+            return say("INCONCLUSIVE", labelled)
         harm = [c for c in (*quality, *promise) if c.passed is False]
         if harm:
             return say("ROLL_BACK", *harm)
@@ -156,6 +159,21 @@ def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
     if found >= limit:
         return Check("sample_ratio", False, f"{text} >= 10^{limit:.1f}; the comparison is void.", found, limit)
     return Check("sample_ratio", True, f"{text} < 10^{limit:.1f}.", found, limit)
+
+
+def _label_split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
+    stream = inputs.stream
+    limit = (
+        stream.information * reach(stream.information, 1.0, policy.alpha * LABEL_SPLIT / 2) if stream.information else 0
+    )
+    even = abs(stream.surplus) <= limit
+    text = (
+        f"{stream.canary_rows} of {stream.rows} labels are the canary's, {stream.canary_rows - stream.surplus:.0f} were to "
+        f"be expected: {abs(stream.surplus):.0f} off {'<=' if even else '>'} {limit:.0f}"
+    )
+    return Check(
+        "label_split", even, f"{text}{'.' if even else '; labels go missing by variant.'}", stream.surplus, limit
+    )
 
 
 def _labels(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:

@@ -25,14 +25,16 @@ def aa_losses(rng, days=30, per_day=300):
 def test_update_agrees_with_a_row_by_row_loop():
     rng = RNG(0)
     arm, loss, share = rng.uniform(size=200) < 0.3, rng.uniform(size=200), rng.choice([0.1, 0.5], 200)
-    score = square = information = total = 0.0
+    score = square = information = total = surplus = 0.0
     for t in range(200):
         if t:
             y = (arm[t] - share[t]) * (loss[t] - total / t)
             score, square, information = score + y, square + y * y, information + share[t] * (1 - share[t])
+            surplus += arm[t] - share[t]
         total += loss[t]
     ours = LossStream().update(arm, loss, share)
     assert (ours.score, ours.square, ours.information) == pytest.approx((score, square, information))
+    assert ours.surplus == pytest.approx(surplus)
     assert (ours.rows, ours.canary_rows) == (200, arm.sum())
     assert ours.canary_loss == pytest.approx(loss[arm].sum())
 

@@ -144,6 +144,19 @@ def test_failing_requests_roll_back_without_a_label():
     assert "yet a trifle" in " ".join(c.text for c in decide(inputs(exposures=trifle), POLICY).checks)
 
 
+def test_labels_that_go_missing_by_variant_void_the_comparison():
+    """A third of the canary's labels is lost, the worst ones: it looks better than it is."""
+    rng = RNG(9)
+    arm, loss = rng.uniform(size=20_000) < 0.1, rng.uniform(size=20_000)
+    kept = ~arm | (loss < 2 / 3)
+    state = LossStream().update(arm[kept], loss[kept], 0.1)
+    verdict = decide(inputs(state), POLICY)
+    assert verdict.outcome == "INCONCLUSIVE"
+    assert "labels go missing by variant" in verdict.reason
+    whole = decide(inputs(LossStream().update(arm, loss, 0.1)), POLICY)
+    assert next(c for c in whole.checks if c.name == "label_split").passed
+
+
 def test_a_wrong_split_voids_the_comparison():
     verdict = decide(inputs(stream(mean=0.05), (Exposure(0.1, 1_500, 8_500),)), POLICY)
     assert verdict.outcome == "INCONCLUSIVE"
