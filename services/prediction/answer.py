@@ -75,10 +75,11 @@ class Answerer:
         values = [row.__dict__ for row in rows]
         found = find(model.spec, self._features, values, [row.model_fields_set for row in rows], self._metrics)
         plan = active.plan
-        units = [request_id if plan.unit is None else str(to_json(row[plan.unit])) for row in values]
+        ids = [f"{request_id}#{i}" for i in range(len(rows))]
+        # Without a unit each row is drawn by itself: rows of one request must not share their luck (see LossStream).
+        units = ids if plan.unit is None else [str(to_json(row[plan.unit])) for row in values]
         variants = [_pinned(active, version)] * len(rows) if version else [active.assign(unit) for unit in units]
         outputs, answered = self._score(model, active, self._inputs(model, values, found), variants)
-        ids = [f"{request_id}#{i}" for i in range(len(rows))]
         cells = {name: values.tolist() for name, values in outputs.items()}
         given = [{name: column[i] for name, column in cells.items()} for i in range(len(rows))]
         spent = (time.perf_counter() - started) * 1000

@@ -37,7 +37,7 @@ def test_one_row_is_answered_and_logged_with_everything_that_made_it(world, row)
     assert len(frame) == 1
     record = frame.iloc[0]
     assert (record["id"], record["version"], record["variant"], record["revision"]) == ("req-1#0", "7", "champion", 1)
-    assert record["unit"] == "req-1"
+    assert record["unit"] == "req-1#0"
     assert record["time"] == pd.Timestamp("2013-07-01T09:15:00Z")
     assert (record["request.x"], record["request.shop"], record["request.amount"]) == (0.5, "s1", 4)
     assert record["request.note"] is None
