@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,16 +219,20 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
             progress(table.num_rows)
 
 
-def _connect(config: RepoConfig) -> duckdb.DuckDBPyConnection:
-    options: dict[str, Any] = {"TimeZone": "UTC", "memory_limit": config.offline_store.memory_limit}
-    if config.offline_store.threads:
-        options["threads"] = config.offline_store.threads
+@cache
+def _database(memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
+    """Return this process's database for these options; every query has its own cursor on it."""
     db = duckdb.connect()
-    for name, value in options.items():
-        db.execute(f"SET {name} = {_text(value)}")
-    # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: hours.
-    db.execute("SET asof_loop_join_threshold = 0")
+    db.execute(f"SET memory_limit = {_text(memory_limit)}")
+    if threads:
+        db.execute(f"SET threads = {threads:d}")
+    # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
+    db.execute("SET GLOBAL asof_loop_join_threshold = 0")
     return db
+
+
+def _connect(config: RepoConfig) -> duckdb.DuckDBPyConnection:
+    return _database(config.offline_store.memory_limit, config.offline_store.threads).cursor()
 
 
 def _utc(times: pd.Series) -> pd.Series:
@@ -251,7 +256,7 @@ def _register_keys(
             f"The entity frame lacks the join keys {missing}.", remedy=f"It has {table.column_names}."
         )
     keys = table.select(used)
-    keys = keys.append_column(_TIME, table[time_column].cast(pa.timestamp("us")))
+    keys = keys.append_column(_TIME, table[time_column].cast(pa.timestamp("us")).cast(pa.int64()))
     db.register("entities", keys.append_column(_ROW, pa.array(range(table.num_rows), pa.int64())))
 
 
@@ -272,7 +277,7 @@ def _join(
     ttl = ""
     if view.ttl:
         microseconds = view.ttl.days * 86_400_000_000 + view.ttl.seconds * 1_000_000 + view.ttl.microseconds
-        ttl = f"f.{_TIME} + to_microseconds({microseconds}) >= e.{_TIME}"
+        ttl = f"f.{_TIME} + {microseconds} >= e.{_TIME}"
     columns = [
         (f"CASE WHEN {ttl} THEN f.{_name(w)} END" if ttl else f"f.{_name(w)}")
         + f" AS {_name(f'{alias}__{w}' if full_names else w)}"
@@ -309,8 +314,8 @@ def _point_in_time_rows(
             remedy="Build the features again, or mend the view's definition.",
         )
     columns = ", ".join([*(_name(k) for k in keys), *(_name(w) for w in wanted if w not in keys)])
-    time = f"{_name(source.timestamp_field)}::TIMESTAMP AS {_TIME}"
-    made = f"{_name(created)}::TIMESTAMP" if created else "NULL::TIMESTAMP"
+    time = f"epoch_us({_name(source.timestamp_field)}) AS {_TIME}"  # casts between zones cost more than the join
+    made = f"epoch_us({_name(created)})" if created else "NULL::BIGINT"
     rows = f"SELECT {columns}, {time}, {made} AS {_CREATED}, file_row_number FROM {relation}"
     rows += f" WHERE {_name(source.timestamp_field)} IS NOT NULL"
     group = ", ".join(_name(k) for k in keys)
@@ -329,9 +334,7 @@ def _point_in_time_rows(
             QUALIFY row_number() OVER (PARTITION BY {group + "," if group else ""} moment) = 1"""
     # Only a table that has two rows of one key and moment pays for sorting them out.
     distinct = f"{group}, {_TIME}" if group else _TIME
-    doubled = db.execute(
-        f"SELECT count(*) > (SELECT count(*) FROM (SELECT DISTINCT {distinct} FROM ({rows}))) FROM ({rows})"
-    ).fetchone()
+    doubled = db.execute(f"SELECT count(*) > count(DISTINCT hash({distinct})) FROM ({rows})").fetchone()
     if doubled and doubled[0]:
         by = f"PARTITION BY {distinct}"
         rows = f"SELECT * FROM ({rows}) QUALIFY row_number() OVER ({by} ORDER BY {order}) = 1"
@@ -371,16 +374,29 @@ def _pull(
     def run() -> pa.Table:
         with _connect(config) as db:
             relation, _ = _relation(db, source, config)
-            # Named arguments of Feast speak of the file's own column names, before any mapping.
-            time = f"{_name(timestamp_field)}::TIMESTAMP"
-            bounds = [f"{time} {sign} {_moment(at)}" for sign, at in ((">=", start), ("<=", end)) if at is not None]
-            listed = [_name(c) for c in (*columns, *([created] if created else ()))]
-            listed = [
-                f"{c}::TIMESTAMP::TIMESTAMPTZ AS {c}" if c in (_name(timestamp_field), _name(created or "")) else c
-                for c in listed
-            ]
+            time = _name(timestamp_field)
+            moments = [timestamp_field, *([created] if created else ())]
+            kinds = dict(
+                db.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {relation})").fetchall()
+            )
+            missing = [c for c in (*columns, *moments) if c not in kinds]
+            if missing:
+                raise MissingFeatureError(
+                    f"A table lacks {missing}.",
+                    where=_path(source, config.repo_path),
+                    remedy="Build the features again, or mend the view's definition.",
+                )
+            # Compared in the column's own type, so that whole row groups of the file can be skipped.
+            zone = "+00" if "TIME ZONE" in kinds[timestamp_field] else ""
+            kind = kinds[timestamp_field]
+            bounds = [f"{time} {s} {_text(_moment(at) + zone)}::{kind}" for s, at in ((">=", start), ("<=", end)) if at]
             where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-            return db.execute(f"SELECT {', '.join(listed)} FROM {relation}{where} {qualify}").to_arrow_table()
+            listed = ", ".join(_name(c) for c in dict.fromkeys((*columns, *moments)))
+            table = db.execute(f"SELECT {listed} FROM {relation}{where} {qualify}").to_arrow_table()
+            for name in moments:
+                index = table.column_names.index(name)
+                table = table.set_column(index, name, table[name].cast(pa.timestamp("us", tz="UTC"), safe=False))
+            return table
 
     return AsofRetrievalJob(run, repo_path=config.repo_path)
 
@@ -398,7 +414,12 @@ def _derive(table: pa.Table, view: OnDemandFeatureView, feature_refs: Sequence[s
     for index, field in enumerate(given.schema):
         if pa.types.is_timestamp(field.type) and field.type.tz is not None:
             given = given.set_column(index, field.name, given[field.name].cast(pa.timestamp("us")))
+    rows: pa.Array | None = None
+    if given.num_columns == 1:  # a view works row by row, so equal rows need only be worked out once
+        encoded = given.column(0).combine_chunks().dictionary_encode(null_encoding="encode")
+        given, rows = pa.table({given.column_names[0]: encoded.dictionary}), encoded.indices
     made = view.transform_arrow(given, full_names)
+    made = made if rows is None else made.take(rows)
     name = view.projection.name_to_use()
     wanted = [ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] in (name, view.name)]
     made = made.select([f"{name}__{w}" if full_names else w for w in wanted])
@@ -432,8 +453,8 @@ def _write(table: pa.Table, path: Path) -> None:
 
 
 def _moment(at: datetime) -> str:
-    aware = at if at.tzinfo else at.astimezone()  # as Feast's stores do: a time without a zone is local
-    return f"TIMESTAMP {_text(aware.astimezone(timezone.utc).replace(tzinfo=None).isoformat(sep=' '))}"  # noqa: UP017
+    # As in Feast's stores, a bound without a zone is local time.
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
 
 
 def _name(identifier: str) -> str:

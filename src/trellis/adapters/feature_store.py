@@ -400,7 +400,10 @@ def _import_feast() -> Any:
         original = typeguard.typechecked
         typeguard.typechecked = lambda target=None, **_: target or (lambda inner: inner)
         try:
-            import feast
+            with warnings.catch_warnings():  # Feast changes the process's filters when it is imported
+                warnings.simplefilter("ignore")
+                import feast
+                import feast.infra.offline_stores.offline_store 
         finally:
             typeguard.typechecked = original
     import feast
@@ -411,6 +414,7 @@ def _import_feast() -> Any:
 @contextmanager
 def _surroundings(home: Path) -> Iterator[None]:
     """Give Feast's files the home they name, and keep its notes about on-demand views being experimental to itself."""
+    _import_feast()
     before = os.environ.get("TRELLIS_HOME")
     os.environ["TRELLIS_HOME"] = str(home)
     try:
