@@ -61,11 +61,11 @@ def test_a_worse_candidate_is_rejected_and_an_equal_one_promoted():
 
 def test_bounds_agree_with_scipys_paired_t_on_a_large_sample():
     rng = np.random.default_rng(2)
-    a, b = rng.beta(2, 8, 20_000), rng.beta(2, 8.5, 20_000)
+    a, b = rng.beta(2, 8, 8_000), rng.beta(2, 8.5, 8_000)
     interval = stats.ttest_rel(a, b).confidence_interval(0.9)
-    pair = paired([1] * 20_000, (a - b).tolist())
+    pair = paired([1] * 8_000, (a - b).tolist())
     assert (pair.bound(0.95, upper=False), pair.bound(0.95, upper=True)) == pytest.approx(interval, abs=1e-7)
-    lower, upper = studentised_bounds([1] * 20_000, (a - b).tolist(), level=0.95, seed=1, replicates=1_000)
+    lower, upper = studentised_bounds([1] * 8_000, (a - b).tolist(), level=0.95, seed=1, replicates=1_000)
     width = interval.high - interval.low
     assert (lower, upper) == pytest.approx(interval, abs=0.06 * width)
 
@@ -263,3 +263,20 @@ def test_bad_input_to_the_gate_is_named():
         gate_inputs("binary", **(case | {"champion": np.full(4_000, np.nan)}), **COMMON)
     with pytest.raises(DataError, match="one block"):
         gate_inputs("binary", **(case | {"time": np.full(4_000, np.datetime64("2013-01-01"))}), **COMMON)
+
+
+def test_other_tasks_and_rows_without_time():
+    rng = np.random.default_rng(13)
+    y, p = rng.integers(0, 3, 1_200), rng.dirichlet(np.ones(3), 1_200)
+    good = 0.2 * p + 0.8 * np.eye(3)[y]
+    ids, common = np.arange(1_200).astype(str), COMMON | {"metric": Metric("accuracy", 0.8)}
+    better = decide(gate_inputs("multiclass", y, good, p, row_id=ids, **common), GatePolicy())
+    assert better.outcome == "PROMOTE"
+    assert decide(gate_inputs("multiclass", y, p, good, row_id=ids, **common), GatePolicy()).outcome == "REJECT"
+    value, common = rng.normal(50, 10, 1_200), COMMON | {"metric": Metric("mae", 3.0)}
+    near, far = value + rng.normal(0, 1, 1_200), value + rng.normal(0, 1.5, 1_200)
+    policy = GatePolicy(margin=0.2)
+    assert decide(gate_inputs("regression", value, near, far, row_id=ids, **common), policy).outcome == "PROMOTE"
+    worse = decide(gate_inputs("regression", value, far, near, row_id=ids, **common), policy)
+    assert worse.outcome == "REJECT"
+    assert worse.checks[0].name == "non_inferiority"

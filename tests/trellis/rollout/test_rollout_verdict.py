@@ -138,6 +138,8 @@ def test_failing_requests_roll_back_without_a_label():
     assert "8 of 60 canary requests failed" in verdict.reason
     slow = (Exposure(0.1, 600, 5_400, canary_slow=60, champion_slow=30),)
     assert "were slow" in decide(inputs(LossStream(), slow, days=0.1), POLICY).reason
+    cold = (Exposure(0.1, 60, 540, canary_slow=20),)
+    assert decide(inputs(LossStream(), cold, days=0.1), POLICY).outcome == "HOLD"
     both = (Exposure(0.1, 600, 5_400, canary_errors=3, champion_errors=27),)
     assert decide(inputs(exposures=both), POLICY).outcome == "PROMOTE"
     trifle = (Exposure(0.5, 1_000_000, 1_000_000, canary_errors=400, champion_errors=100),)
