@@ -403,7 +403,7 @@ def _import_feast() -> Any:
             with warnings.catch_warnings():  # Feast changes the process's filters when it is imported
                 warnings.simplefilter("ignore")
                 import feast
-                import feast.infra.offline_stores.offline_store 
+                import feast.infra.offline_stores.offline_store
         finally:
             typeguard.typechecked = original
     import feast
