@@ -413,3 +413,27 @@ def test_unknown_names_are_refused_with_close_matches(tmp_path: Path) -> None:
         run_checks("toy_nams", folders=[tmp_path], entry_points=False)
     with pytest.raises(ConfigError, match="row_order_kept"):
         run_checks("toy_names", folders=[tmp_path], entry_points=False, only=["row_order"])
+
+
+@pytest.mark.parametrize("fault", ["phones_home", "resolves_names"])
+def test_the_network_is_refused_also_where_no_namespace_is_to_be_had(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.checks.subject._unshare", lambda: ())
+    check, old, new, cause = FAULTS[fault]
+    folder = plant(tmp_path, f"bare_{fault}", SOUND, old, new)
+    report = run_checks(f"bare_{fault}", folders=[folder], entry_points=False, only=[check])
+    assert outcome(report, check)[0] == "failed"
+    assert cause in outcome(report, check)[1]
+
+
+def test_a_training_that_hangs_in_the_fresh_interpreter_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trellis.checks.subject.CHILD_SECONDS", 6.0)
+    hang = TRAIN + '        if "fresh" in str(run.scratch):\n            import time; time.sleep(600)\n'
+    folder = plant(tmp_path, "toy_hangs", SOUND, TRAIN, hang)
+    only = ["training_repeats", "fresh_interpreter_agrees"]
+    report = run_checks("toy_hangs", folders=[folder], entry_points=False, only=only)
+    assert "did not end in 6 s" in outcome(report, "training_repeats")[1]
+    assert outcome(report, "fresh_interpreter_agrees")[0] == "passed"  # what was found before counts

@@ -85,7 +85,10 @@ def test_a_failing_check_leaves_with_1_and_prints_json_for_machines(models: Path
     report = Report.from_json(found.stdout)
     assert not report.passed
     assert all("no luck" in result.detail for result in report.checks)
-    assert run("check", "torn_two").exit_code == 1
+    table = run("check", "torn_two", "--report", models / "report.json")
+    assert table.exit_code == 1
+    assert "19 failed" in table.stdout
+    assert not Report.from_json((models / "report.json").read_text()).passed  # a failure is worth keeping too
 
 
 def test_only_runs_what_is_asked_for(models: Path) -> None:
