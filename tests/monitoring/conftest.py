@@ -1,4 +1,4 @@
-"""A small model, its baseline, and a log of what it served: numbers with a season, written in the log's own format."""
+"""A small model, its baseline, and a log of what it served: numbers that move from day to day, written in the log's own format."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ VIEWS = {"line": "request", "load": "request", "temp": "weather", "wind": "weath
 
 
 def rows(first: datetime, days: int, seed: int) -> dict[str, np.ndarray]:
-    """Draw days of ferries; the temperature swings by 20 °F over half a year and by 5 °F from day to day."""
+    """Draw days of ferries; hours of a day share its temperature."""
     rng = np.random.default_rng([seed, (first - START).days])
     count = days * PER_DAY
     day = np.repeat(np.arange(days), PER_DAY)
-    offset = (first - START).days + day
     start = np.datetime64(first.replace(tzinfo=None), "us")
     minutes = day * 1440 + np.tile(np.linspace(0, 1430, PER_DAY).astype(int), days)
     late = rng.random(count)
@@ -65,7 +64,7 @@ def rows(first: datetime, days: int, seed: int) -> dict[str, np.ndarray]:
         "time": start + minutes * np.timedelta64(60_000_000, "us"),
         "line": rng.choice(["north", "south", "island"], count, p=[0.5, 0.3, 0.2]),
         "load": rng.beta(4, 2, count),
-        "temp": 50 + 10 * np.sin(offset / 29) + rng.normal(0, 5, days)[day] + rng.normal(0, 3, count),
+        "temp": 50 + rng.normal(0, 3, days)[day] + rng.normal(0, 8, count),
         "wind": np.round(rng.gamma(4, 2.5, count)) * 1.15078,
         "late_rate": rng.beta(8, 30, count),
         "probability": probability,
