@@ -57,11 +57,11 @@ def paired(rows: Sequence[int], difference: Sequence[float]) -> Paired:
     count, size = len(n), float(n.sum())
     if count == 0:
         return Paired(0.0, math.inf, 0, 0)
-    mean = float(total.sum()) / size
+    mean = _steady(float(total.sum()) / size)
     if count == 1:
         return Paired(mean, math.inf, int(size), 1)
     rest = total - mean * n
-    error = math.sqrt(count / (count - 1) * float(rest @ rest)) / size
+    error = _steady(math.sqrt(count / (count - 1) * float(rest @ rest)) / size)
     # Differences that are equal in every row leave only rounding behind.
     return Paired(mean, error if error > 1e-12 * abs(mean) else 0.0, int(size), count)
 
@@ -74,8 +74,8 @@ def studentised_bounds(
     A bootstrap of whole blocks, studentised (Hall 1988, Annals of Statistics 16, "Theoretical comparison of bootstrap
     confidence intervals"; Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.5). It is second-order
     correct like BCa and, unlike the plain percentile bound, does not come out too narrow on a month of daily blocks; it
-    needs five sums per replicate. Bounds are rounded to 12 decimals, so that the order in which a processor adds does
-    not show in a replay.
+    needs five sums per replicate. Numbers are rounded to 12 digits, so that the order in which a processor adds
+    does not show in a replay.
     """
     whole = paired(rows, difference)
     if whole.error == 0:
@@ -92,4 +92,8 @@ def studentised_bounds(
     if not told.any():
         return whole.bound(level, upper=False), whole.bound(level, upper=True)
     below, above = np.quantile(shift[told] / error[told], [1 - level, level]).tolist()
-    return round(whole.mean - above * whole.error, 12), round(whole.mean - below * whole.error, 12)
+    return _steady(whole.mean - above * whole.error), _steady(whole.mean - below * whole.error)
+
+
+def _steady(value: float) -> float:
+    return float(f"{value:.12g}")

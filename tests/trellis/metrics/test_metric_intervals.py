@@ -55,7 +55,7 @@ def test_blocks_cover_where_rows_do_not():
     """The true Brier loss lies inside about 90 % of the 90 % day intervals; row intervals miss it far more often."""
     rng = np.random.default_rng(7)
     truth = np.mean([compute("binary", *rows(rng, 4_000, 20, 1.0)[1:])["brier"] for _ in range(3)])
-    runs, inside = 300, {"day": 0, "row": 0}
+    runs, inside = 200, {"day": 0, "row": 0}
     for run in range(runs):
         day, y, p = rows(rng, 25, 40, 1.0)
         for name, blocks in (("day", day), ("row", np.arange(day.size))):
@@ -69,13 +69,13 @@ def test_blocks_cover_where_rows_do_not():
 
 def test_auc_coverage_at_a_known_truth():
     """Two normals one apart have AUC Φ(1/√2)."""
-    rng, truth, runs, inside = np.random.default_rng(2), stats.norm.cdf(1 / np.sqrt(2)), 200, 0
+    rng, truth, runs, inside = np.random.default_rng(2), stats.norm.cdf(1 / np.sqrt(2)), 120, 0
     for run in range(runs):
         y = (rng.uniform(size=300) < 0.4).astype(float)
         p = stats.norm.cdf(y + rng.normal(size=300))
-        lo, _, hi = intervals("binary", y, p, np.arange(300), seed=run, confidence=0.9, replicates=200)["auc"]
+        lo, _, hi = intervals("binary", y, p, np.arange(300), seed=run, confidence=0.9, replicates=120)["auc"]
         inside += lo <= truth <= hi
-    assert 0.84 <= inside / runs <= 0.96
+    assert 0.82 <= inside / runs <= 0.97
 
 
 def test_the_seed_decides_and_the_order_of_points_holds():
