@@ -55,7 +55,7 @@ def test_blocks_cover_where_rows_do_not():
     """The true Brier loss lies inside about 90 % of the 90 % day intervals; row intervals miss it far more often."""
     rng = np.random.default_rng(7)
     truth = np.mean([compute("binary", *rows(rng, 4_000, 20, 1.0)[1:])["brier"] for _ in range(3)])
-    runs, inside = 200, {"day": 0, "row": 0}
+    runs, inside = 150, {"day": 0, "row": 0}
     for run in range(runs):
         day, y, p = rows(rng, 25, 40, 1.0)
         for name, blocks in (("day", day), ("row", np.arange(day.size))):
@@ -63,7 +63,7 @@ def test_blocks_cover_where_rows_do_not():
                 "mae"
             ]
             inside[name] += lo <= truth <= hi
-    assert 0.85 <= inside["day"] / runs <= 0.96
+    assert 0.84 <= inside["day"] / runs <= 0.97
     assert inside["row"] / runs < 0.75
 
 
