@@ -28,32 +28,40 @@ class OddBatch:
         label: The case in a few words.
         batch: Eight rows of which the fourth is odd, or none at all.
         must_answer: Whether a named error will not do.
+        admitted: Whether the declaration lets a caller send it, so that it reaches what is served.
     """
 
     kind: Kind
     label: str
     batch: Batch
     must_answer: bool
+    admitted: bool
 
 
 def odd_batches(spec: ModelSpec, probe: Batch) -> list[OddBatch]:
     """Return every odd batch that the declaration admits, made from the first rows of ``probe``."""
     few = take(probe, slice(0, FEW))
     fields = [spec.fields[name] for name in spec.inputs]
-    cases = [OddBatch("empty", "no rows", take(probe, slice(0, 0)), True)]
+    cases = [OddBatch("empty", "no rows", take(probe, slice(0, 0)), True, False)]
     nullable: dict[str, NDArray[Any]] = {}
     for f in fields:
         for label, column in _without_value(f, few[f.name]):
-            cases.append(OddBatch("missing", f"{f.name} = {label}", {**few, f.name: column}, f.nullable))
+            cases.append(OddBatch("missing", f"{f.name} = {label}", {**few, f.name: column}, f.nullable, f.nullable))
             if f.nullable:
                 nullable.setdefault(f.name, column)
     if len(nullable) > 1:
-        cases.append(OddBatch("missing", "every nullable field missing", {**few, **nullable}, True))
+        cases.append(OddBatch("missing", "every nullable field missing", {**few, **nullable}, True, True))
     for f in fields:
         if f.kind in ("category", "text"):
             strange = ("never seen"[: f.max_length], "☃" * min(f.max_length, 40))
             cases += [
-                OddBatch("unknown", f"{f.name} = {s[:12]!r}", {**few, f.name: _with(few[f.name], s)}, False)
+                OddBatch(
+                    "unknown",
+                    f"{f.name} = {s[:12]!r}",
+                    {**few, f.name: _with(few[f.name], s)},
+                    False,
+                    f.choices is None,
+                )
                 for s in strange
             ]
     return cases

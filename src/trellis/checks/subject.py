@@ -333,6 +333,7 @@ def _environment(place: Path) -> dict[str, str]:
         PYTHONHASHSEED="271828",  # another order of sets than this process has
         HOME=str(place / "home"),
         TMPDIR=str(place / "tmp"),
+        ORT_DISABLE_TELEMETRY="1",
     )
     for name in ("PYTHONWARNINGS", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         environment.pop(name, None)

@@ -342,6 +342,12 @@ def test_every_check_says_what_it_proves() -> None:
         ("", "", None),
         ("[], [self.slope]", "[], [self.slope + 0.01]", "differs by"),
         ('[helper.make_node("Mul", ["x"', '[helper.make_node("Mul", ["other"', "which is no input"),
+        ("[], [self.slope]", "[1, 1], [self.slope]", "shape (1, 20) against (20,)"),
+        (
+            "np.float32(self.slope))}",
+            "np.float32(self.slope)) if len(batch['x']) != 8 else np.nan_to_num(batch['x'])}",
+            "NaN",
+        ),
         ("import onnx\n", "raise NotADirectoryError('no exporter')\n", "no exporter"),
     ],
 )

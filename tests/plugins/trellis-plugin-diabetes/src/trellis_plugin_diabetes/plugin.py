@@ -24,6 +24,7 @@ from trellis.contract import (
 from trellis.errors import RequestError
 
 if TYPE_CHECKING:
+    import onnx
     import pandas as pd
 
 _SERUM = (
@@ -82,9 +83,9 @@ class OnnxRegression(Predictor):
             if not field.nullable and np.isnan(column).any():
                 raise RequestError(field.name, "is missing", remedy="Send a number.")
             feed[field.name] = column.reshape(-1, 1)
-        if not len(column):  # the runtime ends the process on this graph when there are no rows
+        if not len(column):  # the runtime's FeatureVectorizer ends the process when there are no rows
             return {"value": np.empty(0, dtype=np.float32)}
-        return {"value": self._session.run(["value"], feed)[0].reshape(-1)}
+        return {"value": self._session.run(["value"], feed)[0]}
 
     def save(self, directory: Path) -> None:
         """Write ``model.onnx``."""
@@ -145,17 +146,19 @@ def _to_onnx(model: object) -> bytes:
         target_opset=18,
     )
     graph.graph.name = SPEC.name
-    _rename_output(graph, "value")
+    _flatten_output(graph, "value")
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _rename_output(graph: object, name: str) -> None:
-    old = graph.graph.output[0].name
-    graph.graph.output[0].name = name
-    for node in graph.graph.node:
-        for index, output in enumerate(node.output):
-            if output == old:
-                node.output[index] = name
+def _flatten_output(model: onnx.ModelProto, name: str) -> None:
+    """Give the graph one output of the declared shape ``(n,)``; the converter's is ``(n, 1)``."""
+    from onnx import TensorProto, helper
+
+    old = model.graph.output[0].name
+    model.graph.initializer.append(helper.make_tensor("flat", TensorProto.INT64, [1], [-1]))
+    model.graph.node.append(helper.make_node("Reshape", [old, "flat"], [name]))
+    model.graph.output.pop()
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]))
 
 
 def _bundled() -> pd.DataFrame:
