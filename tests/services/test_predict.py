@@ -307,8 +307,15 @@ def test_with_the_plan_store_away_it_goes_on_with_what_it_holds(world, row):
     assert world.metric("trellis_store_failures_total", store="plans") == 1
 
 
-def test_swapping_versions_under_load_fails_no_request(world, row):
-    """Twelve plans while requests keep coming: every answer is a 200 whose number belongs to the version it names."""
+@pytest.mark.parametrize("flush_seconds", [0.0, 0.01])
+@pytest.mark.parametrize("known_size", [False, True])
+def test_swapping_versions_under_load_fails_no_request(world, row, flush_seconds, known_size):
+    """Twelve plans while requests keep coming: every answer is a 200 whose number belongs to the version it names.
+
+    With every feature sent and a flush window, requests are answered on the event loop; else in threads.
+    """
+    world.limits.flush_seconds = flush_seconds
+    sent = {"size": 1.0, "rate": 0.2} if known_size else {}
     variants = [world.artifact(str(i), c=float(i)) for i in range(6)]
     world.deploy(variants[0])
 
@@ -319,8 +326,9 @@ def test_swapping_versions_under_load_fails_no_request(world, row):
 
         async def caller():
             while not stop.is_set():
-                body = {"rows": [row(note=f"u{len(answers)}"), row(x=1.0, note="v")]}
+                body = {"rows": [row(note=f"u{len(answers)}", **sent), row(x=1.0, note="v", **sent)]}
                 answers.append(await world.send("POST", "/v1/models/toy_linear/predict", json=body))
+                await asyncio.sleep(0)  # without a socket nothing else gives the loop away
 
         callers = [asyncio.create_task(caller()) for _ in range(4)]
         for step in range(1, 12):
@@ -337,7 +345,7 @@ def test_swapping_versions_under_load_fails_no_request(world, row):
         return answers
 
     answers = world.runner.run(load())
-    world.service._watcher.stop()
+    world.service.stop()
     assert {a.status_code for a in answers} == {200}
     seen = set()
     for answer in answers:
@@ -356,6 +364,37 @@ def world_save(world, champion, canary, share, revision):
     if share:
         plan = with_canary(plan, canary, share)
     world.plans.save(plan, expected_revision=revision, who="test", why="test")
+
+
+def test_more_requests_than_may_wait_are_refused_at_once(world, row, monkeypatch):
+    world.deploy(world.artifact("1"))
+    monkeypatch.setattr("services.prediction.app._MOST_WAITING", 5)
+
+    async def many():
+        path = "/v1/models/toy_linear/predict"
+        return await asyncio.gather(*(world.send("POST", path, json={"rows": [row()]}) for _ in range(40)))
+
+    answers = world.runner.run(many())
+    codes = [a.status_code for a in answers]
+    assert set(codes) == {200, 503}
+    assert len(world.logged()) == codes.count(200)
+    refused = answers[codes.index(503)]
+    assert "wait for an answer" in refused.json()["error"]["reason"]
+    assert world.predict(row()).status_code == 200
+
+
+def test_a_caller_that_goes_away_does_not_stop_its_request_and_may_ask_again(world, row):
+    world.deploy(world.artifact("1"))
+    body = {"rows": [row()], "id": "gone"}
+
+    async def impatient():
+        first = asyncio.create_task(world.send("POST", "/v1/models/toy_linear/predict", json=body))
+        await asyncio.sleep(0.003)
+        first.cancel()
+        return await world.send("POST", "/v1/models/toy_linear/predict", json=body)
+
+    assert world.runner.run(impatient()).status_code == 200
+    assert len(world.logged()) == 1
 
 
 # --- labels
