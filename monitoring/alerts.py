@@ -39,7 +39,8 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
             mine = path
             if window.end > alert["last_window"]:
                 views = sorted({*alert["views"], *found.views})
-                _write(path, {**alert, "last_window": window.end, "looks": alert["looks"] + 1, "views": views})
+                now = {**_finding(found, decision), "views": views, "since": alert["since"]}
+                _write(path, {**alert, **now, "last_window": window.end, "looks": alert["looks"] + 1})
         elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
             _write(path, {**alert, "status": "closed", "closed_at": window.end})
             logger.info("alert %s closed at %s", alert["id"], window.end)
@@ -52,20 +53,13 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
     path = directory / f"{name}.json"
     if path.exists():  # this very look has been taken before, and its episode is over
         return path
-    columns = [f.column for f in found.faults] or [s.name for s in found.shifts if s.level]
     alert = {
+        **_finding(found, decision),
         "id": name,
         "status": "open",
         "severity": SEVERITY[found.outcome],
         "model": model,
         "outcome": found.outcome,
-        "kind": found.kind,
-        "views": list(found.views),
-        "columns": columns,
-        "since": found.since,
-        "action": found.action,
-        "reason": found.reason,
-        "decision": decision,
         "opened_at": window.end,
         "last_window": window.end,
         "looks": 1,
@@ -73,6 +67,18 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
     _write(path, alert)
     logger.warning("ALERT %s [%s] %s: %s", name, alert["severity"], model, found.reason)
     return path
+
+
+def _finding(found: Diagnosis, decision: str) -> dict[str, Any]:
+    return {
+        "kind": found.kind,
+        "views": list(found.views),
+        "columns": [f.column for f in found.faults] or [s.name for s in found.shifts if s.level],
+        "since": found.since,
+        "action": found.action,
+        "reason": found.reason,
+        "decision": decision,
+    }
 
 
 def _open_alerts(directory: Path, model: str) -> Iterator[tuple[Path, dict[str, Any]]]:

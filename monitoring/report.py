@@ -80,15 +80,24 @@ def _redrawn(summary: Summary, rows: int, generator: np.random.Generator) -> NDA
     place = (np.arange(rows - absent) + 0.5) / max(1, rows - absent)
     values: NDArray[Any]
     if isinstance(summary, NumericSummary):
-        # The value at a quantile, not between two: zeros stay zeros and whole numbers whole.
-        grid = np.asarray(summary.quantiles)
-        values = np.concatenate([grid[np.ceil(place * (len(grid) - 1)).astype(int)], np.full(absent, np.nan)])
+        values = np.concatenate([_between(np.asarray(summary.quantiles), place), np.full(absent, np.nan)])
     else:
         names = np.array([*summary.values, "(other)"], dtype=object)
         reached = np.cumsum([*summary.counts, summary.other])
         chosen = names[np.minimum(np.searchsorted(reached / reached[-1], place), len(names) - 1)]
         values = np.concatenate([chosen, np.full(absent, None, dtype=object)])
     return generator.permutation(values)
+
+
+def _between(quantiles: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values at the probabilities ``place``; where the quantiles lie on a grid (zeros and ones, knots), so do these."""
+    values = np.interp(place, np.linspace(0, 1, len(quantiles)), quantiles)
+    distinct = np.unique(quantiles)
+    if len(distinct) < 2:
+        return values
+    step = float(np.diff(distinct).min())
+    off = np.abs(distinct / step - np.round(distinct / step))
+    return np.round(values / step) * step if (off < 1e-3).all() else values
 
 
 def _has_values(summary: Summary) -> bool:
@@ -172,8 +181,8 @@ def _project(store: Workspace, subject: Subject, columns: list[str]) -> Project:
     )
     board.add_panel(
         line_plot_panel(
-            "Share of columns past the PSI bound",
-            [PanelMetric(metric="DriftedColumnsCount", metric_labels={"value_type": "share"}, legend="share")],
+            "Columns past the PSI bound, by window",
+            [PanelMetric(metric="DriftedColumnsCount", metric_labels={"value_type": "count"}, legend="columns")],
         )
     )
     for name in shown:

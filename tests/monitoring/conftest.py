@@ -1,4 +1,4 @@
-"""A small model, its baseline, and a log of what it served: numbers that move from day to day, written in the log's own format."""
+"""A small model, its baseline, and a log of what it served, written through the log's own adapter."""
 
 from __future__ import annotations
 

@@ -1,0 +1,162 @@
+"""The command line from a user's side: exit codes, JSON, errors, the exporter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from monitoring import __main__ as cli
+from monitoring.subject import Subject, read_reference, views_of
+from monitoring.watch import watch
+from trellis.errors import DataError, UnknownModelError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def command(served, monkeypatch):
+    """Run the command in this process, on the served home; the registry and the plan are not what is tested here."""
+    from trellis import settings as module
+
+    module.settings.cache_clear()
+    monkeypatch.setenv("TRELLIS_HOME", str(served.home))
+    monkeypatch.setattr("monitoring.subject.subject_of", lambda model, _settings: served.subject)
+    yield lambda *arguments: cli.main(list(arguments))
+    module.settings.cache_clear()
+
+
+def test_exit_codes_and_json(served, command, capsys) -> None:
+    until = served.serve(7).isoformat()
+    assert command("watch", "ferry_delay", "--until", until, "--no-report") == 0
+    assert capsys.readouterr().out.startswith("STABLE: None of 5 columns shifted")
+    broken = served.serve(7, lambda r: {**r, "temp": (r["temp"] - 32) / 1.8}).isoformat()
+    assert command("watch", "ferry_delay", "--until", broken, "--no-report", "--json") == 4
+    body = json.loads(capsys.readouterr().out)
+    assert body["decision"]["verdict"]["outcome"] == "UPSTREAM_FAULT"
+    assert body["diagnosis"]["action"] == "fix upstream"
+    assert body["diagnosis"]["faults"][0]["column"] == "temp"
+    assert body["series"][-1]["metrics"]["auc"] > 0.5
+    assert Path(body["evidence"]).exists()
+    assert Path(body["alert"]).exists()
+    assert body["report"] is None
+    assert command("watch", "ferry_delay", "--until", "2014-01-01", "--no-report") == 5
+
+
+def test_usage_errors(command, capsys) -> None:
+    for wrong in (["watch"], ["watch", "m", "--until", "tomorrow"], ["look"], []):
+        with pytest.raises(SystemExit) as stopped:
+            command(*wrong)
+        assert stopped.value.code == 2
+    assert "no RFC 3339 time" in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_a_named_error(tmp_path) -> None:
+    environment = {**os.environ, "TRELLIS_HOME": str(tmp_path), "TRELLIS_MODELS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "monitoring", "watch", "no_such_model"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "no_such_model" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_exporter_serves_the_last_look_on_loopback_and_stops(served) -> None:
+    watch(served.subject, served.home, served.serve(7), report=False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "monitoring", "exporter", "--port", "0"],
+        cwd=ROOT,
+        env={**os.environ, "TRELLIS_HOME": str(served.home)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://127\.0\.0\.1:\d+/metrics", process.stdout.readline())
+        assert found
+        with urllib.request.urlopen(found[0], timeout=10) as answer:
+            text = answer.read().decode()
+        assert 'trellis_drift_outcome{model="ferry_delay",outcome="STABLE"} 1.0' in text
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        process.stdout.close()
+
+
+def test_a_missing_or_broken_baseline_is_a_named_error(tmp_path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_reference(tmp_path / "reference.json")
+    (tmp_path / "reference.json").write_text("[1]")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_reference(tmp_path / "reference.json")
+
+
+def test_views_are_read_from_the_feature_tables(served) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = served.home / "features"
+    folder.mkdir()
+    pq.write_table(pa.table({"station": ["x"], "temp": [1.0], "wind": [2.0]}), folder / "weather.parquet")
+    views = views_of(served.subject.spec, served.home)
+    assert views["temp"] == views["wind"] == "weather"
+    assert views["line"] == "request"
+    assert views["late_rate"] == "on_demand"
+    assert Subject(served.subject.spec, "1", served.subject.reference, views).units == {
+        "temp": "degF",
+        "wind": "mph",
+    } | {n: u for n, u in served.subject.units.items() if n not in ("temp", "wind")}
+
+
+def test_the_champion_and_its_baseline_are_found(served, tmp_path, monkeypatch) -> None:
+    from monitoring.subject import subject_of
+    from trellis.adapters.plan_store import PlanStore
+    from trellis.errors import RegistryError
+    from trellis.rollout import Variant, first_plan
+    from trellis.settings import Settings
+
+    plugin = tmp_path / "models" / "ferry_delay"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(
+        "import sys\n"
+        "from trellis.contract import ModelPlugin\n"
+        "from trellis.drift import Reference\n"
+        "import ferry_spec\n"
+        "class Plugin(ModelPlugin):\n"
+        "    spec = ferry_spec.SPEC\n"
+        "    def train(self, data, run): raise NotImplementedError\n"
+        "    def load(self, directory): raise NotImplementedError\n"
+        "    def sample(self, rows): raise NotImplementedError\n"
+        "plugin = Plugin()\n"
+    )
+    import types
+
+    module = types.ModuleType("ferry_spec")
+    module.SPEC = served.subject.spec  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ferry_spec", module)
+    settings = Settings(home=served.home, models=tmp_path / "models")
+    with pytest.raises(UnknownModelError):
+        subject_of("another", settings)
+    with pytest.raises(RegistryError, match="no rollout plan"):
+        subject_of("ferry_delay", settings)
+    artifact = tmp_path / "artifact"
+    artifact.mkdir()
+    (artifact / "reference.json").write_text(served.subject.reference.dumps())
+    plan = first_plan("ferry_delay", Variant("7", "champion", 1.0, str(artifact), "0" * 64), salt="s")
+    PlanStore(settings.database_url).save(plan, expected_revision=0, who="test", why="test")
+    found = subject_of("ferry_delay", settings)
+    assert found.version == "7"
+    assert found.reference == served.subject.reference
