@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 
-from trellis.errors import TrellisError
+from trellis.errors import ConfigError, TrellisError
 from trellis.settings import PREFIX, Settings, load_settings, silence_telemetry
 
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+def address(config: Settings) -> tuple[str, int]:
+    """Return the IP address and port to listen on, once they are known to be free; port 0 takes any.
+
+    Raises:
+        ConfigError: There is no such address here, or something else listens on it.
+    """
+    remedy = "Stop what listens there, or set TRELLIS_HOST and TRELLIS_PORT."
+    try:
+        family, _, _, _, place = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            return str(place[0]), int(probe.getsockname()[1])
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"Cannot listen: {error.strerror or error}.", where=where, remedy=remedy) from error
 
 
 def environment(config: Settings, workers: int) -> dict[str, str]:
@@ -44,20 +63,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.prediction", description=__doc__)
     parser.add_argument("--workers", type=int, default=1, help="Processes that answer (default 1).")
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error("--workers needs a number from 1")
     silence_telemetry()
     try:
         config = load_settings()
-    except TrellisError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        host, port = address(config)
+        os.environ.update(environment(config, arguments.workers))
+    except (TrellisError, OSError) as error:
+        print(f"The prediction service cannot start. {error}", file=sys.stderr)  # noqa: T201
         return 2
-    os.environ.update(environment(config, arguments.workers))
+    print(f"Prediction service on http://{host}:{port}, described at /docs.", flush=True)  # noqa: T201
     from _bentoml_impl.server import serve_http
 
     server = serve_http(
         "services.prediction.service:Prediction",
         working_dir=str(_ROOT),
-        host=config.host,
-        port=config.port,
+        host=host,
+        port=port,
         timeout_graceful_shutdown=10,
     )
     server.arbiter.exit_stack.close()  # removes BentoML's temporary directory

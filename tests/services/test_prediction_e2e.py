@@ -122,6 +122,19 @@ def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
         process.wait(10)
 
 
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environment = {**os.environ, "TRELLIS_HOME": str(tmp_path), "TRELLIS_PORT": str(port)}
+        command = [sys.executable, "-m", "services.prediction"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"Address already in use. [127.0.0.1:{port}]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_serving_process_stays_light():
     """Trainers, trackers and orchestrators are slow to import and large: none of them comes along."""
     code = "import services.prediction.service, sys; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
