@@ -58,7 +58,7 @@ def build_features(snapshot: Path, directory: Path) -> None:
         db.execute(_overall())
         for name, query in _queries().items():
             part = directory / f".{name}.parquet.part"
-            db.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd)")
+            db.execute(f"COPY ({query}) TO '{_quoted(part)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20480)")
             os.replace(part, directory / f"{name}.parquet")
 
 

@@ -228,6 +228,8 @@ def _database(memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
         db.execute(f"SET threads = {threads:d}")
     # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
     db.execute("SET GLOBAL asof_loop_join_threshold = 0")
+    # A file that is replaced twice within a second would be read from memory, and wrongly.
+    db.execute("SET GLOBAL enable_external_file_cache = false")
     return db
 
 
