@@ -14,7 +14,7 @@ def test_flight_delay(check: BoundCheck) -> None:
     check()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("check", checks_for("digits", folders=[MODELS], entry_points=False), ids=str)
+# A third of the images, because the network is trained twice.
+@pytest.mark.parametrize("check", checks_for("digits", folders=[MODELS], entry_points=False, rows=600), ids=str)
 def test_digits(check: BoundCheck) -> None:
     check()
