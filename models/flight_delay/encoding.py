@@ -126,6 +126,7 @@ def _strings(batch: Batch, name: str) -> np.ndarray:
 def _floats(batch: Batch, name: str) -> np.ndarray:
     column = _values(batch, name)
     try:
-        return column.astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, which both recipes and their graphs can order
+            return column.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise ContractError(f"{name!r} holds {column.dtype} values that are no numbers: {error}.") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xgboost
 
-from trellis.contract import Batch, Dataset, Predictor, TrainingData, TrainingRun
+from trellis.contract import Batch, Predictor, TrainingData, TrainingRun, concat, select
 from trellis.errors import ArtifactError
 
 from .calibration import Platt
@@ -32,6 +32,14 @@ DEFAULTS: Mapping[str, Any] = {
     "colsample_bytree": 0.5,
     "reg_lambda": 5.0,
     "max_bin": 128,
+    "refit": True,
+}
+_FIXED: Mapping[str, Any] = {
+    "objective": "binary:logistic",
+    "eval_metric": "logloss",
+    "tree_method": "hist",
+    "nthread": THREADS,
+    "verbosity": 0,
 }
 
 
@@ -61,7 +69,7 @@ class XgbPredictor(Predictor):
         TreeSHAP, path-dependent (Lundberg et al. 2020, *From local explanations to global understanding with
         explainable AI for trees*), scaled by the calibration's slope.
         """
-        matrix = xgboost.DMatrix(features(self.encoding, batch))
+        matrix = xgboost.DMatrix(features(self.encoding, batch), nthread=THREADS)
         parts = self.booster.predict(matrix, pred_contribs=True) * np.float32(self.platt.slope)
         columns = dict(zip((*CATEGORIES, *NUMBERS), parts.T, strict=False))
         return {
@@ -106,27 +114,28 @@ def features(encoding: Encoding, batch: Batch) -> np.ndarray:
 
 
 def train(data: TrainingData, run: TrainingRun, params: Mapping[str, Any]) -> XgbPredictor:
-    """Fit trees on the training rows; half of the validation days stops them, the other half calibrates.
+    """Fit trees on the training rows until half of the validation days stops them; the other half calibrates.
+
+    Between the two, trees as many as were found are fitted again with the stopping days among their rows: they are the
+    newest, and what is late changes with the season. No tree ever sees a calibrating day.
 
     Args:
         data: Rows with their features.
         run: Seed and progress.
-        params: ``rounds`` (most trees), ``patience`` (rounds without a better log loss), and XGBoost's own names.
+        params: ``rounds`` (most trees), ``patience`` (rounds without a better log loss), ``refit`` (whether to fit
+            again), and XGBoost's own names.
     """
-    encoding = Encoding.fit(data.train.columns, data.train.target)
     stop, calibrate = (data.validation.take(rows) for rows in halves(data.validation.time, len(data.validation)))
-    fit_on, stop_on = (_matrix(encoding, part) for part in (data.train, stop))
+    own = {name: value for name, value in params.items() if name not in ("rounds", "patience", "refit")}
+    encoding, columns, target = (
+        Encoding.fit(data.train.columns, data.train.target),
+        data.train.columns,
+        data.train.target,
+    )
+    stop_on = _matrix(encoding, stop.columns, stop.target)
     booster = xgboost.train(
-        {
-            "objective": "binary:logistic",
-            "eval_metric": "logloss",
-            "tree_method": "hist",
-            "seed": run.seed,
-            "nthread": THREADS,
-            "verbosity": 0,
-            **{name: value for name, value in params.items() if name not in ("rounds", "patience")},
-        },
-        fit_on,
+        {**_FIXED, "seed": run.seed, **own},
+        _matrix(encoding, columns, target),
         num_boost_round=params["rounds"],
         evals=[(stop_on, "stop")],
         verbose_eval=False,
@@ -135,8 +144,16 @@ def train(data: TrainingData, run: TrainingRun, params: Mapping[str, Any]) -> Xg
             _Progress(run, params["rounds"]),
         ],
     )
+    if params["refit"]:
+        run.progress("fitting again with the newest days", 0.9)
+        columns = concat([select(part.columns, SPEC.inputs) for part in (data.train, stop)])
+        target = np.concatenate([data.train.target, stop.target])
+        encoding = Encoding.fit(columns, target)
+        trees = booster.num_boosted_rounds()
+        booster = xgboost.train({**_FIXED, "seed": run.seed, **own}, _matrix(encoding, columns, target), trees)
     booster.set_attr(best_score=None, best_iteration=None)
-    margin = booster.predict(_matrix(encoding, calibrate), output_margin=True)
+    margin = booster.predict(_matrix(encoding, calibrate.columns, calibrate.target), output_margin=True)
+    run.progress("calibrated", 1.0)
     return XgbPredictor(booster, encoding, Platt.fit(margin, calibrate.target))
 
 
@@ -150,9 +167,9 @@ class _Progress(xgboost.callback.TrainingCallback):
         """Tell the platform; never stop."""
         if epoch % 10 == 0:
             loss = evals_log["stop"]["logloss"][-1]
-            self.run.progress(f"round {epoch}, log loss {float(loss):.4f}", epoch / self.rounds)
+            self.run.progress(f"round {epoch}, log loss {float(loss):.4f}", 0.9 * epoch / self.rounds)
         return False
 
 
-def _matrix(encoding: Encoding, data: Dataset) -> xgboost.DMatrix:
-    return xgboost.DMatrix(features(encoding, data.columns), label=data.target.astype(np.float32), nthread=THREADS)
+def _matrix(encoding: Encoding, columns: Batch, target: np.ndarray) -> xgboost.DMatrix:
+    return xgboost.DMatrix(features(encoding, columns), label=target.astype(np.float32), nthread=THREADS)
