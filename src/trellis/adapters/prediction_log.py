@@ -8,13 +8,15 @@ has it: a full disk refuses *new* records, is tried again, and loses none that w
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -309,23 +311,32 @@ def read_labels(home: Path, model: str) -> pd.DataFrame:
 
 
 def _read(directory: Path, fixed: Sequence[str]) -> pd.DataFrame:
+    collecting = gc.isenabled()
+    gc.disable()  # a million small objects come to stay; looking through them again and again takes a quarter longer
+    try:
+        return _frame(directory, fixed)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _frame(directory: Path, fixed: Sequence[str]) -> pd.DataFrame:
     torn = 0
-    columns: dict[str, list[Any]] = {name: [] for name in fixed}
-    rows = 0
+    records: list[dict[str, Any]] = []
     for path in sorted(directory.glob(f"*{_SUFFIX}")):
         data = path.read_bytes()
         end = data.rfind(b"\n") + 1
         torn += end < len(data)
-        for record in _records(path, data[:end]):
-            for name, value in _flat(record):
-                column = columns.get(name)
-                if column is None:
-                    column = columns[name] = []
-                column.extend([None] * (rows - len(column)))
-                column.append(value)
-            rows += 1
-    for column in columns.values():
-        column.extend([None] * (rows - len(column)))
+        records += _records(path, data[:end])
+    columns: dict[str, list[Any]] = {name: [r.get(name) for r in records] for name in fixed}
+    # Column by column: several times faster than flattening record by record.
+    for name in dict.fromkeys(chain.from_iterable(records)):
+        if name in _NESTED:
+            parts = [r.get(name) or {} for r in records]
+            for inner in dict.fromkeys(chain.from_iterable(parts)):
+                columns[f"{name}.{inner}"] = [part.get(inner) for part in parts]
+        elif name not in columns:
+            columns[name] = [r.get(name) for r in records]
     frame = pd.DataFrame(columns)
     for name in _TIMES:
         if name in frame:
@@ -352,15 +363,6 @@ def _records(path: Path, data: bytes) -> list[dict[str, Any]]:
                     remedy="Restore the segment from a copy, or move it away to go on without it.",
                 ) from error
         raise
-
-
-def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if name in _NESTED and isinstance(value, Mapping):
-            for inner, part in value.items():
-                yield f"{name}.{inner}", part
-        else:
-            yield name, value
 
 
 def _distinct(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
