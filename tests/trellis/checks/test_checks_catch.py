@@ -274,6 +274,15 @@ def outcome(report: Report, check: str) -> tuple[str, str]:
     return result.outcome, result.detail
 
 
+@pytest.fixture(autouse=True)
+def _litter_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toys that leave files behind train in this process too."""
+    for place in ("cwd", "temp"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temp"))
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = plant(tmp_path_factory.mktemp("models"), "sound")
@@ -404,21 +413,18 @@ def test_from_a_test_file_ids_name_model_and_check(tmp_path: Path) -> None:
         checks["onnx_agrees"]()
 
 
-def test_scratch_files_go_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temp = tmp_path / "temp"
-    temp.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(temp))
+def test_scratch_files_go_with_the_run(tmp_path: Path) -> None:
     folder = plant(tmp_path / "models", "toy_tidy")
     assert run_checks("toy_tidy", folders=[folder], entry_points=False).passed
-    assert list(temp.iterdir()) == []
+    assert list((tmp_path / "temp").iterdir()) == []
 
 
 def test_unknown_names_are_refused_with_close_matches(tmp_path: Path) -> None:
-    plant(tmp_path, "toy_names")
+    plant(tmp_path / "models", "toy_names")
     with pytest.raises(UnknownModelError, match="toy_names"):
-        run_checks("toy_nams", folders=[tmp_path], entry_points=False)
+        run_checks("toy_nams", folders=[tmp_path / "models"], entry_points=False)
     with pytest.raises(ConfigError, match="row_order_kept"):
-        run_checks("toy_names", folders=[tmp_path], entry_points=False, only=["row_order"])
+        run_checks("toy_names", folders=[tmp_path / "models"], entry_points=False, only=["row_order"])
 
 
 @pytest.mark.parametrize("fault", ["phones_home", "resolves_names"])
