@@ -1,0 +1,169 @@
+"""The training set of all 2013 flights: our offline store, a bare ASOF query and Feast's own DuckDB store, in one run.
+
+Each runs in its own process, which reports the time of the join alone and the peak memory of the whole process. Feast's
+store compares every flight with every older row of its key, so all flights would take it hours here: it gets
+``--stock-rows`` of them, drawn at random, under a memory limit of 4 GB. Its time grows in line with the rows, which two
+sizes show; the ratio for all flights is worked out from the larger and marked as such.
+
+Run: ``python tests/benchmarks/bench_feature_store.py [--stock-rows 4000] [--home DIRECTORY]``. Feast's store needs
+``ibis-framework``; without it that line is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KEYS = {
+    "carrier_delays": ("carrier",),
+    "route_delays": ("origin", "dest"),
+    "origin_delays": ("origin",),
+    "aircraft_delays": ("tailnum",),
+    "aircraft_facts": ("tailnum",),
+    "origin_weather": ("origin",),
+}
+
+
+def prepare(home: Path) -> None:
+    """Write the feature tables, the registry and the frame of all flights below ``home``."""
+    from trellis.adapters.feature_store import FeatureStore
+    from trellis.catalog import Catalogue
+
+    plugin = Catalogue([ROOT / "models"], entry_points=False).plugin("flight_delay")
+    source = import_module(type(plugin).__module__.rsplit(".", 1)[0] + ".source")
+    plugin.ingest(home / "raw")
+    plugin.build_features(home / "raw", home / "features")
+    FeatureStore(ROOT / "feature_repo", home).apply()
+    flights = source.timetable(home / "raw")
+    frame = flights[["carrier", "origin", "dest", "tailnum", "sched_dep"]].fillna({"tailnum": ""})
+    frame["event_timestamp"] = frame["sched_dep"].dt.tz_localize("UTC")
+    frame.sample(frac=1, random_state=0).to_parquet(home / "entities.parquet", index=False)
+
+
+def child(kind: str, home: Path, rows: int) -> None:
+    """Run one way of joining and print its figures as JSON."""
+    import pandas as pd
+    import pyarrow as pa
+
+    frame = pd.read_parquet(home / "entities.parquet")
+    frame = frame.head(rows) if rows else frame
+    if kind == "bare":
+        import duckdb
+
+        db = duckdb.connect()
+        db.execute("SET memory_limit = '1GB'")
+        db.execute("SET TimeZone = 'UTC'")
+        db.execute("SET asof_loop_join_threshold = 0")
+        joins = "".join(
+            f" ASOF LEFT JOIN read_parquet('{home}/features/{view}.parquet') {view} ON "
+            + " AND ".join(f"e.{key} = {view}.{key}" for key in keys)
+            + f" AND e.event_timestamp >= {view}.event_timestamp"
+            for view, keys in KEYS.items()
+        )
+        columns = ", ".join(f"{v}.* EXCLUDE ({', '.join(k)}, event_timestamp)" for v, k in KEYS.items())
+        start = time.perf_counter()
+        entities = pa.Table.from_pandas(frame, preserve_index=False).append_column("row", pa.array(range(len(frame))))
+        db.register("e", entities)
+        table = db.execute(f"SELECT e.*, {columns} FROM e{joins} ORDER BY e.row").to_arrow_table()  # noqa: S608
+    else:
+        from trellis.adapters.feature_store import _import_feast, _surroundings
+
+        feast = _import_feast()
+        from feast.repo_config import load_repo_config
+
+        with _surroundings(home):
+            text = (ROOT / "feature_repo" / "feature_store.yaml").read_text()
+            if kind == "stock":
+                import ibis
+
+                text = text.replace("trellis.adapters.feast_asof.AsofOfflineStore", "duckdb").replace(
+                    "  memory_limit: 1GB\n", ""
+                )
+                ibis.get_backend().raw_sql("SET memory_limit = '4GB'")
+            (home / f"{kind}.yaml").write_text(text)
+            store = feast.FeatureStore(config=load_repo_config(home, home / f"{kind}.yaml"))
+            wanted = ["flight_delay_v1"] if kind == "service" else []
+            features = [
+                f"{p.name}:{f.name}"
+                for p in store.get_feature_service("flight_delay_v1").feature_view_projections
+                for f in p.features
+                if wanted or p.name in KEYS
+            ]
+            start = time.perf_counter()
+            table = store.get_historical_features(frame, features).to_arrow()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"rows": table.num_rows, "columns": table.num_columns, "seconds": seconds, "peak_mb": peak}))
+
+
+def measure(kind: str, home: Path, rows: int, timeout: float) -> dict | None:
+    """Run a child and return its figures; None where it failed or took too long."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", kind, "--home", str(home), "--rows", str(rows)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ)
+    except subprocess.TimeoutExpired:
+        print(f"  {kind} on {rows or 'all'} rows: stopped after {timeout:.0f} s")
+        return None
+    if done.returncode:
+        print(f"  {kind} failed: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Prepare, measure, print the table of ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stock-rows", type=int, default=4_000, help="flights given to Feast's own store; 0 gives all")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for any one way")
+    parser.add_argument("--home", type=Path, help="directory to keep; a temporary one otherwise")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.home, options.rows)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        home = (options.home or Path(scratch)).resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        prepare(home)
+        ways = [("bare", "bare ASOF query", 0), ("ours", "our store", 0), ("service", "our store + on-demand view", 0)]
+        if find_spec("ibis"):
+            ways += [("stock", "Feast's DuckDB store", n) for n in (options.stock_rows // 2, options.stock_rows)]
+        else:
+            print("Feast's own store is left out: ibis-framework is not installed.")
+        print(f"{'way':<28}{'rows':>9}{'seconds':>10}{'µs/row':>9}{'peak MB':>9}{'x bare':>9}{'x ours':>9}")
+        found: dict[str, dict] = {}
+        for kind, label, rows in ways:
+            got = measure(kind, home, rows, options.timeout)
+            if got is None:
+                continue
+            if kind in ("bare", "ours"):  # the better of two: the first reads the files from disk
+                again = measure(kind, home, rows, options.timeout)
+                got = min(got, again or got, key=lambda x: x["seconds"])
+            per_row = got["seconds"] / got["rows"]
+            found[kind] = got | {"per_row": per_row}
+            ratios = [f"{per_row / found[k]['per_row']:9.2f}" if k in found else f"{'-':>9}" for k in ("bare", "ours")]
+            print(
+                f"{label:<28}{got['rows']:>9}{got['seconds']:>10.2f}{per_row * 1e6:>9.2f}{got['peak_mb']:>9.0f}{''.join(ratios)}"
+            )
+        if "stock" in found and "ours" in found:
+            whole = found["stock"]["per_row"] * found["ours"]["rows"]
+            ratio = whole / found["ours"]["seconds"]
+            how = (
+                "measured" if found["stock"]["rows"] == found["ours"]["rows"] else "extrapolated in line with the rows"
+            )
+            print(f"All flights by Feast's store: {whole:.0f} s ({how}), {ratio:.0f} times ours.")
+
+
+if __name__ == "__main__":
+    main()
