@@ -69,7 +69,8 @@ class XgbPredictor(Predictor):
         TreeSHAP, path-dependent (Lundberg et al. 2020, *From local explanations to global understanding with
         explainable AI for trees*), scaled by the calibration's slope.
         """
-        matrix = xgboost.DMatrix(features(self.encoding, batch), nthread=THREADS)
+        # A DMatrix refuses infinity; every threshold is far below the bound, so no branch changes.
+        matrix = xgboost.DMatrix(np.clip(features(self.encoding, batch), -1e30, 1e30), nthread=THREADS)
         parts = self.booster.predict(matrix, pred_contribs=True) * np.float32(self.platt.slope)
         columns = dict(zip((*CATEGORIES, *NUMBERS), parts.T, strict=False))
         return {

@@ -75,6 +75,8 @@ def awkward(rows):
             column[rng.random(len(column)) < 0.1] = np.nan
             column[rng.random(len(column)) < 0.02] = 1e6
             column[rng.random(len(column)) < 0.02] = -1e6
+            column[rng.random(len(column)) < 0.02] = np.inf
+            column[rng.random(len(column)) < 0.02] = -np.inf
     return batch
 
 
