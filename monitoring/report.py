@@ -7,6 +7,8 @@ leaves the training set and the report must not be read for correlations. Verdic
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import warnings
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from monitoring.files import write_atomically
 from monitoring.served import Columns
 from monitoring.subject import Subject
 from trellis.decision import Decision
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 5_000
-_SHOWN = 6
+_SHOWN, _SUMMARISED = 6, 8
 
 
 def write_report(
@@ -129,7 +132,7 @@ def _write(
     report = Report(
         [
             DataDriftPreset(num_method="psi", cat_method="psi", threshold=policy.psi_warn),
-            DataSummaryPreset(),
+            DataSummaryPreset(columns=_strongest(decision, list(now))),
         ],
         metadata={
             "version": subject.version,
@@ -148,11 +151,29 @@ def _write(
     workspace.mkdir(parents=True, exist_ok=True)
     store = Workspace.create(str(workspace))
     project = _project(store, subject, list(now))
-    for run in store.list_runs(project.id):
-        earlier = store.get_run(project.id, run)
-        if earlier is not None and _naive(earlier.timestamp) == _naive(until):
-            store.delete_run(project.id, run)
-    store.add_run(project.id, snapshot, name=decision.subject)
+    # Evidently finds a run's time only by reading the run, so the runs of windows are kept beside: one per window.
+    index = workspace.parent / "drift" / f"{subject.spec.name}.reports.json"
+    runs = _runs(index, str(project.id))
+    window = until.isoformat()
+    if window in runs:
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            store.delete_run(project.id, runs[window])
+    runs[window] = str(store.add_run(project.id, snapshot, name=decision.subject).id)
+    write_atomically(index, json.dumps({"project": str(project.id), "runs": runs}, indent=1, sort_keys=True))
+
+
+def _runs(index: Path, project: str) -> dict[str, str]:
+    try:
+        known = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(known["runs"]) if known.get("project") == project else {}
+
+
+def _strongest(decision: Decision, columns: list[str]) -> list[str]:
+    """The columns that moved most: summaries of all would double the cost of a report."""
+    ranked = [c.name.removeprefix("shift.") for c in decision.verdict.checks if c.name.startswith("shift.")]
+    return [name for name in ranked if name in columns][:_SUMMARISED] or columns[:_SUMMARISED]
 
 
 def _naive(moment: datetime) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trellis.contract import ModelSpec
@@ -59,7 +59,14 @@ def subject_of(model: str, settings: Settings) -> Subject:
             f"{model!r} has no rollout plan.", where=settings.database_url, remedy="Deploy a version first."
         )
     path = Path(plan.champion.location) / REFERENCE_FILE
-    return Subject(spec, plan.champion.version, read_reference(path), views_of(spec, settings.home))
+    reference = watched(read_reference(path), spec)
+    return Subject(spec, plan.champion.version, reference, views_of(spec, settings.home))
+
+
+def watched(reference: Reference, spec: ModelSpec) -> Reference:
+    """Leave out the columns that the predictor does not see: they cannot hurt it, and every column costs sharpness."""
+    columns = {name: column for name, column in reference.columns.items() if name.partition(".")[0] in spec.inputs}
+    return replace(reference, columns=columns)
 
 
 def read_reference(path: Path) -> Reference:

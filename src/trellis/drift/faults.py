@@ -78,7 +78,7 @@ def find_faults(
     Returns:
         The faults, and the columns that jumped without being one: the start of their jump by name.
     """
-    faults: list[Fault] = _stale(windows[-1], sla_hours)
+    faults: list[Fault] = _stale(windows, sla_hours)
     jumps: dict[str, Fault] = {}
     strong, shifted = {s.name for s in moved if s.level == 2}, {s.name for s in moved}
     for name, column in reference.columns.items():
@@ -102,20 +102,23 @@ def find_faults(
     return tuple(faults), {name: fault.since for name, fault in jumps.items()}
 
 
-def _stale(window: Window, sla_hours: Mapping[str, float]) -> list[Fault]:
-    return [
-        Fault(
-            view,
-            view,
-            "stale",
-            window.start,
-            f"features of {view} were {age:.1f} hours old when used, {sla_hours[view]:g} are allowed",
-            age,
-            sla_hours[view],
-        )
-        for view, age in window.ages_hours.items()
-        if view in sla_hours and age > sla_hours[view]
-    ]
+def _stale(windows: Sequence[Window], sla_hours: Mapping[str, float]) -> list[Fault]:
+    """Views whose features were too old when used: past their SLA or, without one, far older than in earlier windows."""
+    last, *earlier = reversed(windows)
+    faults: list[Fault] = []
+    for view, age in last.ages_hours.items():
+        before = [w.ages_hours[view] for w in earlier if view in w.ages_hours]
+        if view in sla_hours:
+            bound, text = sla_hours[view], f"{sla_hours[view]:g} are allowed"
+        elif before:
+            usual = sorted(before)[(len(before) - 1) // 2]
+            bound, text = max(24.0, 3 * usual), f"{usual:.1f} were usual"
+        else:
+            continue
+        if age > bound:
+            story = f"features of {view} were {age:.1f} hours old when used, {text}"
+            faults.append(Fault(view, view, "stale", last.start, story, age, bound))
+    return faults
 
 
 def _walk(

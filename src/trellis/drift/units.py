@@ -94,10 +94,10 @@ _SPELLINGS = (
     ("in", r"\binch(es)?\b"),
     ("ft", r"\bfeet\b|\bft\b"),
     ("percent", r"\bpercent\b|%"),
+    ("fraction", r"\bfraction\b|\bshare\b|\bin \[?0[-–, ]+1\b"),
     ("seconds", r"\bseconds?\b"),
     ("minutes", r"\bminutes?\b"),
     ("hours", r"\bin hours\b"),
-    ("fraction", r"\bfraction\b|\bshare\b|\bin \[?0[-–, ]+1\b"),
 )
 
 

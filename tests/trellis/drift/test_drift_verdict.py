@@ -113,6 +113,14 @@ def test_stale_features_and_new_categories_are_named() -> None:
     old = summarise_window(now, FIELDS, reference, start=WEEK[0], end=WEEK[1], ages_hours={"b": 30.0})
     found = diagnose(inputs(reference, old, sla_hours={"b": 6.0}), POLICY)
     assert (found.outcome, [f.kind for f in found.faults]) == ("UPSTREAM_FAULT", ["stale"])
+    # Without an SLA earlier windows tell what is usual.
+    usual = [
+        summarise_window(now, FIELDS, reference, start=s, end=WEEK[0], ages_hours={"b": 1.0})
+        for s in ("2013-06-18", "2013-06-25")
+    ]
+    found = diagnose(inputs(reference, *usual, old), POLICY)
+    assert [(f.kind, f.view) for f in found.faults] == [("stale", "b")]
+    assert diagnose(inputs(reference, *usual, usual[0]), POLICY).outcome == "STABLE"
     fresh = week(now | {"c": np.where(rng.random(1001) < 0.3, "new", now["c"])}, reference)
     found = diagnose(inputs(reference, fresh), POLICY)
     assert found.outcome == "DRIFT"
@@ -265,6 +273,8 @@ def test_units_are_read_from_descriptions() -> None:
     assert declared_unit("Great-circle distance, miles.") == "miles"
     assert declared_unit("Sea-level pressure, millibars.") == "hPa"
     assert declared_unit("Air temperature, degrees Fahrenheit.") == "degF"
+    assert declared_unit("Share of flights that were over 15 minutes late.") == "fraction"
+    assert declared_unit("Mean delay of the last 3 hours, minutes.") == "minutes"
     assert declared_unit("The airline's code.") is None
 
 
