@@ -41,7 +41,9 @@ def train(
     model: Model,
     recipe: RecipeName = None,
     seed: Seed = 2013,
-    param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, overrides a hyper-parameter; repeatable.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, overrides a hyper-parameter; repeatable.")
+    ] = None,
     since: Since = "",
     until: Until = "",
     as_json: AsJson = False,
@@ -71,7 +73,11 @@ def advance(model: Model, now: Now = "", as_json: AsJson = False) -> None:
     if decision is None:
         _say(None, f"{model} has no canary on trial.", as_json)
     else:
-        _say(decision, f"{decision.verdict.outcome}. {decision.verdict.reason}\nWhy: trellis explain {decision.id}", as_json)
+        _say(
+            decision,
+            f"{decision.verdict.outcome}. {decision.verdict.reason}\nWhy: trellis explain {decision.id}",
+            as_json,
+        )
 
 
 @app.command()
@@ -83,7 +89,9 @@ def loop(model: Model, now: Now = "", since: Since = "", as_json: AsJson = False
         turn = turn_loop(model, now or _now(), since=since)
     lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in (turn.look.decision, turn.retrain)]
     if turn.outcome:
-        lines.append(f"v{turn.outcome.version}: {turn.outcome.verdict}. {turn.outcome.reason} ({turn.outcome.decision})")
+        lines.append(
+            f"v{turn.outcome.version}: {turn.outcome.verdict}. {turn.outcome.reason} ({turn.outcome.decision})"
+        )
     _say(turn, "\n".join(lines), as_json)
 
 

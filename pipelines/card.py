@@ -31,8 +31,11 @@ def model_card(
         f"The truth is usually known {spec.target.delay_hours:g} hours later.",
         "## On unseen rows\n\n" + _table(("metric", "value", "95 % interval"), _metric_rows(metrics)),
         f"## Gate: {decision.verdict.outcome}\n\n{decision.verdict.reason}\n\n"
-        + _table(("check", "holds", "arithmetic"), [(c.name, _MARK[c.passed], c.text) for c in decision.verdict.checks]),
-        "## What it needs\n\n" + _table(("field", "kind", "range", "meaning"), [_field(f) for f in spec.fields.values()]),
+        + _table(
+            ("check", "holds", "arithmetic"), [(c.name, _MARK[c.passed], c.text) for c in decision.verdict.checks]
+        ),
+        "## What it needs\n\n"
+        + _table(("field", "kind", "range", "meaning"), [_field(f) for f in spec.fields.values()]),
         "## Where it comes from\n\n" + _table(("", ""), sorted(lineage.items())),
         f"Judged by segment: {', '.join(spec.segments) or 'none'}. Declared settings: {dict(spec.settings) or 'none'}.",
     ]

@@ -88,7 +88,7 @@ def weigh_retraining(model: str, now: str, found: Look) -> Decision:
         drift_action=found.action,
         drift_reason=found.decision.verdict.reason,
         trained_at=trained,
-        new_labels=_new_labels(model, trained[-1] if trained else "", now),
+        new_labels=_new_labels(model, trained[0] if trained else "", now),
     )
     decision = decision_of(
         "retrain",
@@ -128,10 +128,14 @@ def turn_loop(
 
 
 def _trained(model: str) -> tuple[str, ...]:
-    """Return the ends of the training periods of every version that took traffic, oldest first."""
-    taken = {v.version for change in plans().history(model) for v in change.plan.variants}
-    periods = [v.tags.get("period", "") for v in registry().versions(model) if v.version in taken]
-    return tuple(sorted(end for period in periods if (end := period.rpartition(" to ")[2]) not in ("", "end")))
+    """Return until when the champion's data reach, and when the loop has trained since, oldest first.
+
+    What people train by hand counts for neither cooldown nor budget: both bound what the loop does by itself.
+    """
+    plan = plans().current(model)
+    until = registry().version(model, plan.champion.version).tags.get("until", "") if plan else ""
+    loops = [d.at for d in decisions().list(model, "retrain") if d.verdict.outcome == "RETRAIN"]
+    return tuple(sorted({*loops, *([until] if until else [])}))
 
 
 def _new_labels(model: str, since: str, now: str) -> int:

@@ -153,9 +153,7 @@ def _plain(value: Any) -> Any:
     return json.loads(TypeAdapter(Any).dump_json(value))
 
 
-def step(
-    *, keep: bool = True, intact: Callable[[Any], bool] | None = None
-) -> Callable[[Callable[P, R]], Step[P, R]]:
+def step(*, keep: bool = True, intact: Callable[[Any], bool] | None = None) -> Callable[[Callable[P, R]], Step[P, R]]:
     """Make a function a step of a flow.
 
     Args:

@@ -167,13 +167,14 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
 
 
 @step()
-def conformance(model: str, code: str, recipe: str) -> str:
-    """Run the conformance kit over a recipe and return its report as JSON; once per state of the code.
+def conformance(candidate: Candidate, code: str) -> str:
+    """Run the conformance kit over a candidate's recipe and artifact, and return its report as JSON.
 
     Raises:
         BrokenPluginError: A check fails.
     """
-    report = run_checks(model, folders=[settings().models], recipe=recipe)
+    model = candidate.model
+    report = run_checks(model, folders=[settings().models], recipe=candidate.recipe.name, artifact=Path(candidate.path))
     if not report.passed:
         failed = "; ".join(f"{r.name}: {r.detail}" for r in report.failures)
         raise BrokenPluginError(
@@ -250,7 +251,8 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
         "recipe": candidate.recipe.name,
         "seed": str(candidate.recipe.seed),
         "rows": str(data.rows),
-        "period": f"{data.since or 'start'} to {data.until or 'end'}",
+        "since": data.since,
+        "until": data.until,
         "gate": decision.verdict.outcome,
         "decision": decision.id,
     }
@@ -315,6 +317,7 @@ def train_model(
     until: str = "",
     tables: Tables | None = None,
     training_set: TrainingSet | None = None,
+    at: str = "",
 ) -> Outcome:
     """From raw data to a version with a place in the rollout plan, or with the reason why it has none.
 
@@ -324,14 +327,15 @@ def train_model(
         since, until: The period of the rows, RFC 3339; empty for everything.
         tables: Raw tables to use instead of a fresh ingest.
         training_set: A training set to use instead of building one.
+        at: Event time of the decision, RFC 3339; the end of the period if not given, or now.
     """
     chosen = recipe or Recipe(plugin_named(model).spec.recipes[0])
     code = model_code(model)
     data = training_set or prepare_data(model, since, until, tables)
     candidate = train(model, code, data, chosen)
-    report = conformance(model, code, chosen.name)
+    report = conformance(candidate, code)
     evaluation = evaluate(candidate, champion_of(model))
-    decision = gate(candidate, evaluation, at=data.until or _now())
+    decision = gate(candidate, evaluation, at=at or data.until or _now())
     version = register(candidate, evaluation, decision, report)
     revision = plan_rollout(model, version, decision)
     verdict = decision.verdict

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Engine, MetaData, String, Table, Text, insert, select
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from trellis.decision import Decision, dumps
@@ -16,7 +16,8 @@ _METADATA = MetaData()
 _DECISIONS = Table(
     "decisions",
     _METADATA,
-    Column("id", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
     Column("model", String(64), nullable=False, index=True),
     Column("kind", String(32), nullable=False),
     Column("at", String(40), nullable=False),
@@ -78,8 +79,8 @@ class DecisionStore:
         return _DECISION.validate_python(_load(bodies[0]))
 
     def list(self, model: str | None = None, kind: str | None = None) -> list[Decision]:
-        """Return decisions in the order of their event time, oldest first."""
-        query = select(_DECISIONS.c.body).order_by(_DECISIONS.c.at, _DECISIONS.c.id)
+        """Return decisions in the order of their event time, oldest first; those of one moment as they were taken."""
+        query = select(_DECISIONS.c.body).order_by(_DECISIONS.c.at, _DECISIONS.c.number)
         if model is not None:
             query = query.where(_DECISIONS.c.model == model)
         if kind is not None:

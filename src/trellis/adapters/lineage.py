@@ -28,10 +28,10 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def code_digest(directory: Path) -> str:
-    """Return SHA-256 over a folder's source and data files, caches left out; names and contents count, times do not."""
+    """Return SHA-256 over a folder's source and data files; names and contents count, times, caches and prose do not."""
     total = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in {".pyc", ".md"}:
             total.update(path.relative_to(directory).as_posix().encode() + b"\0")
             total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

@@ -46,7 +46,7 @@ class Field:
 
     def __post_init__(self) -> None:
         """Refuse a declaration that means nothing."""
-        _require(bool(_NAME.match(self.name)), self.name, "is not a lower snake case name")
+        _require(bool(_NAME.fullmatch(self.name)), self.name, "is not a lower snake case name")
         bounds = (self.minimum, self.maximum)
         _require(None in bounds or bounds[0] <= bounds[1], self.name, f"has an empty range {bounds}")  # type: ignore[operator]
         _require(
@@ -123,7 +123,7 @@ class RolloutPolicy:
         alpha: Chance of a wrong verdict over the whole rollout, however often it is looked at.
         min_labels: Fewest labelled rows per variant for a verdict.
         max_days: After so many days of event time without a verdict the rollout ends INCONCLUSIVE and is rolled back.
-        unit: Request field that keeps a caller on one variant; None splits by request id.
+        unit: Request field that keeps a caller on one variant; None splits by prediction id.
     """
 
     steps: tuple[float, ...] = (0.1, 0.5)
@@ -230,7 +230,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Refuse a declaration that contradicts itself, naming the model and the part."""
-        _require(bool(_NAME.match(self.name)), self.name, "is not a lower snake case name")
+        _require(bool(_NAME.fullmatch(self.name)), self.name, "is not a lower snake case name")
         _require(bool(self.owner and self.description), self.name, "needs an owner and a description")
         names = [f.name for f in (*self.request, *self.features)]
         _require(len(names) == len(set(names)), self.name, f"declares a field twice: {_doubles(names)}")

@@ -91,7 +91,9 @@ def _floor(inputs: GateInputs, needs: dict[str, float]) -> Check:
 def _against_champion(inputs: GateInputs, policy: GatePolicy, needs: dict[str, float]) -> list[Check]:
     pair = paired_difference(inputs)
     if pair is None or inputs.blocks.champion is None:
-        return [Check("non_inferiority", True, "There is no champion yet; only the floor and the limits decide.")]
+        return [
+            Check("non_inferiority", True, "There is no champion yet to compare with; the floor and the limits decide.")
+        ]
     if pair.blocks < 2:
         return [Check("non_inferiority", None, f"{pair.rows} rows in {pair.blocks} block show no spread.")]
     totals = zip(inputs.blocks.candidate, inputs.blocks.champion, strict=True)

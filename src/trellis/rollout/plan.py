@@ -58,7 +58,7 @@ class RolloutPlan:
         salt: Key of the assignment; another salt draws other units.
         variants: One champion, and any canaries; their weights sum to 1.
         shadows: Versions that score without answering.
-        unit: Request field whose value is assigned; None assigns every request by its id.
+        unit: Request field whose value is assigned; None assigns every prediction by its id.
     """
 
     model: str

@@ -1,0 +1,1 @@
+"""The main job on real flights: the whole loop on one machine, time compressed."""
