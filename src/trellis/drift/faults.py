@@ -103,7 +103,7 @@ def find_faults(
 
 
 def _stale(windows: Sequence[Window], sla_hours: Mapping[str, float]) -> list[Fault]:
-    """Views whose features were too old when used: past their SLA or, without one, far older than in earlier windows."""
+    """Views whose features were too old when used: past their SLA or, without one, far older than before."""
     last, *earlier = reversed(windows)
     faults: list[Fault] = []
     for view, age in last.ages_hours.items():
