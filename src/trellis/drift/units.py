@@ -41,6 +41,11 @@ class Conversion:
         """The way back."""
         return Conversion(self.after, self.before, 1 / self.factor, -self.offset / self.factor)
 
+    @property
+    def whole(self) -> bool:
+        """Whether it multiplies or divides by a whole number: such a factor takes whole numbers to whole numbers."""
+        return any(abs(f - round(f)) < 1e-9 for f in (self.factor, 1 / self.factor))
+
     def __str__(self) -> str:
         return f"{self.before} to {self.after}"
 
@@ -162,6 +167,7 @@ def find_conversion(
         back = conversion.reverse
         there = on_grid(back.factor * current + back.offset, grid, scale)
         exact = here is not None and there is not None and there >= _ON_GRID and here <= _OFF_GRID
+        exact = exact and not conversion.whole
         refuted = here is not None and here >= _ON_GRID and (there is None or there <= here)
         near_enough = residual <= (2 * tolerance if exact else min(tolerance, before / 3))
         if near_enough and not refuted:

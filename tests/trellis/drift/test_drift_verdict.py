@@ -268,6 +268,13 @@ def test_inputs_round_trip_and_replay() -> None:
     assert len(text) < 60_000
 
 
+def test_whole_numbers_prove_no_unit_by_their_grid() -> None:
+    rng = np.random.default_rng(6)
+    healthy, fewer = (np.quantile(rng.poisson(mean, 2000), np.linspace(0, 1, 41)) for mean in (100, 10))
+    match = find_conversion(healthy, fewer, 10.0)
+    assert match is None or not match.exact
+
+
 def test_units_are_read_from_descriptions() -> None:
     assert declared_unit("Wind speed, miles per hour.") == "mph"
     assert declared_unit("Great-circle distance, miles.") == "miles"
