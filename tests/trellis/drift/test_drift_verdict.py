@@ -27,6 +27,7 @@ from trellis.drift import (
     decide_retrain,
     declared_unit,
     diagnose,
+    find_conversion,
     look_alpha,
     summarise_window,
 )
