@@ -354,7 +354,7 @@ def _reference(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset, u
     """Summarise the training rows and the loss on unseen ones: what drift and harm are measured from."""
     spec = plugin.spec
     losses = row_loss(spec.task, unseen.target, _score(plugin, predictor, unseen))
-    watched = [f for f in spec.fields.values() if f.name not in spec.entity_keys or f.name in spec.inputs]
+    watched = [field for field in spec.fields.values() if field.name in spec.inputs]
     reference = build_reference(
         train_rows.columns,
         watched,

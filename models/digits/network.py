@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from trellis.contract import Batch, Predictor
-from trellis.contract.tensors import read_tensors, write_tensors
 from trellis.errors import ArtifactError, ContractError
 
 INK = 16.0
@@ -72,7 +73,7 @@ class DigitsPredictor(Predictor):
 
     def save(self, directory: Path) -> None:
         """Write ``weights.safetensors`` and ``digits.json``."""
-        write_tensors(directory / "weights.safetensors", self._weights())
+        save_file(self._weights(), directory / "weights.safetensors")
         (directory / "digits.json").write_text(json.dumps({"temperature": self.temperature}) + "\n")
 
     @classmethod
@@ -84,12 +85,14 @@ class DigitsPredictor(Predictor):
         """
         network = Network()
         try:
-            weights = {name: torch.from_numpy(a) for name, a in read_tensors(directory / "weights.safetensors").items()}
+            weights = {name: torch.from_numpy(a) for name, a in load_file(directory / "weights.safetensors").items()}
             network.load_state_dict(weights)
             return cls(network, json.loads((directory / "digits.json").read_text())["temperature"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(
-                f"The digits model cannot be loaded: {error}", where=directory, remedy="Train it again."
+                f"The digits model cannot be loaded: {error}",
+                where=directory / "weights.safetensors",
+                remedy="Train it again.",
             ) from error
 
     def export_onnx(self, path: Path) -> None:
@@ -142,4 +145,4 @@ class DigitsPredictor(Predictor):
         path.write_bytes(model.SerializeToString(deterministic=True))
 
     def _weights(self) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}
+        return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in self.network.state_dict().items()}

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from trellis.contract import Batch, Predictor
-from trellis.contract.tensors import read_tensors, write_tensors
 from trellis.errors import ArtifactError
 
 from .calibration import Platt
@@ -78,7 +79,7 @@ class TabnetPredictor(Predictor):
 
     def save(self, directory: Path) -> None:
         """Write ``network.safetensors`` and ``flight_delay.json``."""
-        write_tensors(directory / WEIGHTS, self._weights())
+        save_file(self._weights(), directory / WEIGHTS)
         card = {
             "recipe": "tabnet",
             **self.encoding.to_json(),
@@ -98,9 +99,9 @@ class TabnetPredictor(Predictor):
         try:
             encoding = Encoding.from_json(card)
             network = Network(encoding.sizes(), **card["shape"])
-            network.load_state_dict({n: torch.from_numpy(a) for n, a in read_tensors(directory / WEIGHTS).items()})
+            network.load_state_dict({n: torch.from_numpy(a) for n, a in load_file(directory / WEIGHTS).items()})
             return cls(network, card["shape"], encoding, Platt(card["slope"], card["offset"]))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"The flight network cannot be loaded: {error}", where=directory / WEIGHTS) from error
 
     def export_onnx(self, path: Path) -> None:
@@ -110,7 +111,7 @@ class TabnetPredictor(Predictor):
         export_network(path, self._weights(), self.encoding, self.platt, blocks=self.shape["blocks"], clip=CLIP)
 
     def _weights(self) -> dict[str, np.ndarray]:
-        return {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}
+        return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in self.network.state_dict().items()}
 
 
 def margins(network: Network, codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
