@@ -22,10 +22,16 @@ STORE = "feature_store"
 
 
 class OnlineFeatures(Protocol):
-    """The one verb of the feature store that serving needs."""
+    """The verbs of the feature store that serving needs."""
 
     def online(self, service: str, keys: Batch, request: Batch) -> tuple[Batch, Batch]:
         """Return features by name, and per view the event time (NaT where it has no row for the keys)."""
+
+    def stale(self, service: str, times: Batch, request: Batch) -> Batch:
+        """Return per view the rows (bool) whose values were left out as too old."""
+
+    def derived(self, service: str, request: Batch) -> Batch:
+        """Return the features that are computed from the request alone; needs no online store."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,8 @@ class Found:
         columns: Every feature of the spec.
         times: Event time of each view's row, ``datetime64[us]``.
         overrides: Per row, the features that the caller sent.
-        degraded: Per row, the views without data from which a feature went in as missing.
+        degraded: Per row, the views without data, or with data too old to use, from which a feature went in as
+            missing.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -93,14 +100,16 @@ def find(
     down: Exception | None = None
     stored: Batch = {}
     times: Batch = {}
+    stale: Batch = {}
     try:
         if store is None:
             raise RuntimeError("the service was started without a feature store")
         stored, times = store.online(spec.feature_service, keys, request)
+        stale = store.stale(spec.feature_service, times, request)
     except Exception as error:  # whatever the store's client raises, the answer decides what to do without it
         metrics.store_failures.labels("features").inc()
         logger.warning("features of %s: %s: %s", spec.name, type(error).__name__, error)
-        down = error
+        down, stored, times = error, _derived(spec, store, request), {}
     columns: dict[str, NDArray[Any]] = {}
     lacking = np.zeros(count, np.bool_)
     for name, f in declared.items():
@@ -116,21 +125,39 @@ def find(
                 _refuse(spec, f.name, int(np.argmax(missing)), keys, down)
             lacking |= missing
         columns[name] = values
-    degraded = _degraded(spec, lacking, times, down, metrics)
+    degraded = _degraded(spec, lacking, times, stale, down, metrics)
     return Found(columns, dict(times), overrides, degraded)
 
 
+def _derived(spec: ModelSpec, store: OnlineFeatures | None, request: Batch) -> Batch:
+    """Return what can be known without the online store."""
+    assert spec.feature_service is not None
+    try:
+        return store.derived(spec.feature_service, request) if store is not None else {}
+    except Exception as error:  # the definitions may be away as well; then nothing is known
+        logger.warning("on-demand features of %s: %s: %s", spec.name, type(error).__name__, error)
+        return {}
+
+
 def _degraded(
-    spec: ModelSpec, lacking: NDArray[np.bool_], times: Batch, down: Exception | None, metrics: Metrics
+    spec: ModelSpec,
+    lacking: NDArray[np.bool_],
+    times: Batch,
+    stale: Batch,
+    down: Exception | None,
+    metrics: Metrics,
 ) -> tuple[tuple[str, ...], ...]:
     if not lacking.any():
         return ((),) * len(lacking)
-    reason = "no_row" if down is None else "store_down"
-    gone = {view: np.isnat(moment) for view, moment in times.items()} if down is None else {STORE: lacking}
-    views = tuple(tuple(v for v, g in gone.items() if g[i] and lacking[i]) for i in range(len(lacking)))
-    for view in {view for row in views for view in row}:
-        metrics.degraded.labels(spec.name, view, reason).inc(sum(view in row for row in views))
-    return views
+    # View and reason, and the rows it holds for.
+    gone = {(STORE, "store_down"): lacking}
+    if down is None:
+        gone = {(view, "no_row"): np.isnat(moment) & lacking for view, moment in times.items()}
+        gone |= {(view, "stale"): old & lacking for view, old in stale.items()}
+    for (view, reason), rows in gone.items():
+        if rows.any():
+            metrics.degraded.labels(spec.name, view, reason).inc(int(rows.sum()))
+    return tuple(tuple(dict.fromkeys(view for (view, _), rows in gone.items() if rows[i])) for i in range(len(lacking)))
 
 
 def _refuse(spec: ModelSpec, feature: str, row: int, keys: Batch, down: Exception | None) -> None:

@@ -173,7 +173,9 @@ def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
         degraded=(
             list[str],
             Schema(
-                [], description="Feature views that had no data, so that features went in as missing; left out if none."
+                [],
+                description="Feature views without data fresh enough to use, so that features went in as missing; left "
+                "out if none.",
             ),
         ),
     )

@@ -35,14 +35,23 @@ class _Features:
 
     def online(self, service: str, keys: Batch, request: Batch) -> tuple[Batch, Batch]:
         """Read features; see ``OnlineFeatures``."""
+        return self._opened().online(service, keys, request)
+
+    def stale(self, service: str, times: Batch, request: Batch) -> Batch:
+        """Tell what was too old; see ``OnlineFeatures``."""
+        return self._opened().stale(service, times, request)
+
+    def derived(self, service: str, request: Batch) -> Batch:
+        """Compute what needs no store; see ``OnlineFeatures``."""
+        return self._opened().derived(service, request)
+
+    def _opened(self) -> OnlineFeatures:
         with self._lock:
-            self._store = self._store or self._open()
-        return self._store.online(service, keys, request)
+            if self._store is None:
+                from trellis.adapters.feature_store import FeatureStore
 
-    def _open(self) -> OnlineFeatures:
-        from trellis.adapters.feature_store import FeatureStore
-
-        return FeatureStore(self._config.feature_repo.resolve(), self._config.home.resolve())
+                self._store = FeatureStore(self._config.feature_repo.resolve(), self._config.home.resolve())
+            return self._store
 
 
 class _Mounted:

@@ -188,6 +188,23 @@ def test_online_values_beyond_their_ttl_are_missing(store, rows):
     assert np.isnan(values["weather_temp"]).all()
     assert not np.isnan(values["carrier_late_rate_3h"]).any()
     assert not np.isnat(times["origin_weather"]).any()  # still told how old it is
+    stale = store.stale(SERVICE, times, {"sched_dep": late})
+    assert set(stale) == set(times)
+    assert stale["origin_weather"].all()
+    assert not stale["carrier_delays"].any()
+    assert not store.stale(SERVICE, times, {"sched_dep": np.full(5, NAIVE)})["origin_weather"].any()
+
+
+def test_on_demand_features_need_no_online_store(plugin, raw, rows, tmp_path):
+    store = _store(plugin, raw, tmp_path)
+    some = rows.take(slice(0, 5))
+    made = store.training_set(SERVICE, some.columns, some.time)
+    (tmp_path / "feast" / "online.db").unlink(missing_ok=True)
+    derived = store.derived(SERVICE, {"sched_dep": some.time})
+    assert sorted(derived) == ["hour_cos", "hour_sin", "weekday_cos", "weekday_sin"]
+    assert _same(derived, {name: made[name] for name in derived})
+    with pytest.raises(MissingFeatureError, match="lacks"):
+        store.derived(SERVICE, {})
 
 
 def test_unknown_entities_have_no_values_and_no_time(store):

@@ -36,6 +36,14 @@ class Shops:
     rows: dict = field(default_factory=lambda: {"s1": (0.2, 10.0), "s2": (0.8, 20.0)})
     calls: int = 0
     down: bool = False
+    blanked: bool = False
+    computed: dict = field(default_factory=dict)
+
+    def stale(self, service, times, request):
+        return {view: np.full(len(moment), self.blanked) & ~np.isnat(moment) for view, moment in times.items()}
+
+    def derived(self, service, request):
+        return {name: np.full(len(request["x"]), value) for name, value in self.computed.items()}
 
     def online(self, service, keys, request):
         assert service == "toy_v1"
@@ -44,12 +52,16 @@ class Shops:
             raise ConnectionError("the store is away")
         found = [self.rows.get(shop) for shop in keys["shop"]]
         nan = (np.nan, np.nan)
+        if self.blanked:
+            found, when = [row and (np.nan, row[1]) for row in found], found
+        else:
+            when = found
         features = {
             "rate": np.array([(row or nan)[0] for row in found]),
             "size": np.array([(row or nan)[1] for row in found]),
         }
         moment = np.datetime64("2013-07-01T08:00:00", "us")
-        return features, {"shop_view": np.array([moment if row else np.datetime64("NaT", "us") for row in found])}
+        return features, {"shop_view": np.array([moment if row else np.datetime64("NaT", "us") for row in when])}
 
 
 class World:

@@ -135,6 +135,32 @@ def test_the_store_is_opened_before_the_first_request(world, row):
     assert world.shops.calls == 2
 
 
+def test_values_too_old_to_use_are_told(world, row):
+    world.deploy(world.artifact("1"))
+    world.shops.blanked = True
+    answer = world.predict(row(), row(rate=0.2), row(shop="nobody", size=1.0)).json()
+    stale, sent, unknown = answer["predictions"]
+    assert stale["degraded"] == ["shop_view"]
+    assert "degraded" not in sent
+    assert unknown["degraded"] == ["shop_view"]
+    assert world.metric("trellis_degraded_total", model="toy_linear", view="shop_view", reason="stale") == 1
+    assert world.metric("trellis_degraded_total", model="toy_linear", view="shop_view", reason="no_row") == 1
+    record = world.logged().set_index("id").loc[stale["id"]]
+    assert np.isnan(record["features.rate"])
+    assert record["feature_times.shop_view"] == "2013-07-01T08:00:00Z", "how old it was stays in the record"
+
+
+def test_on_demand_features_outlive_the_store(world, row):
+    world.deploy(world.artifact("1"))
+    world.shops.down = True
+    assert world.predict(row()).status_code == 503
+    world.shops.computed = {"size": 7.0}
+    answer = world.predict(row())
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["degraded"] == ["feature_store"]
+    assert world.logged()["features.size"].tolist() == [7.0]
+
+
 def test_with_the_store_down_it_answers_what_it_can_and_says_so(world, row):
     world.deploy(world.artifact("1"))
     world.shops.down = True

@@ -124,10 +124,54 @@ class FeatureStore:
         for view in plan.views:
             found, times[view.name] = self._read(view, given, n, now)
             out.update(found)
+        out.update(self._derive(plan, given))
+        return {name: out[name] for name in plan.features}, times
+
+    def derived(self, service: str, request: Batch) -> dict[str, NDArray[Any]]:
+        """Compute only the on-demand features of a service: they need the request and no store.
+
+        Args:
+            service: Name of a feature service.
+            request: What its on-demand views read, n rows.
+
+        Raises:
+            MissingFeatureError: The service is unknown, or a request field is missing.
+        """
+        plan = self._plan(service)
+        absent = [name for name in plan.request if name not in request]
+        if absent:
+            raise MissingFeatureError(
+                f"The request for {service!r} lacks {absent}.", remedy=f"It has {sorted(request)}."
+            )
+        return self._derive(plan, request)
+
+    def stale(self, service: str, times: Batch, request: Batch) -> dict[str, NDArray[np.bool_]]:
+        """Tell which rows' values ``online`` left out because they were older than their view's ttl.
+
+        Args:
+            service: Name of a feature service.
+            times: The event times per view that ``online`` gave, n rows.
+            request: The request that it was given.
+
+        Raises:
+            MissingFeatureError: The service is unknown.
+        """
+        plan = self._plan(service)
+        now = request.get(plan.time_field) if plan.time_field else None
+        return {
+            view.name: _too_old(times[view.name], view.ttl, now)
+            if now is not None
+            else np.zeros(len(times[view.name]), np.bool_)
+            for view in plan.views
+        }
+
+    @staticmethod
+    def _derive(plan: _Plan, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        out: dict[str, NDArray[Any]] = {}
         for derived in plan.derived:
             made = derived.view.transform_dict({name: given[name].tolist() for name in derived.reads})
             out.update({name: np.asarray(made[name], dtype=derived.dtypes[name]) for name in derived.features})
-        return {name: out[name] for name in plan.features}, times
+        return out
 
     def materialize(self, until: datetime, since: datetime | None = None) -> dict[str, int]:
         """Bring the online store up to what was known at ``until``; an older event never overwrites a newer one.
@@ -225,8 +269,8 @@ class FeatureStore:
         take = np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n)
         when = when[take]
         found = {name: column[take] for name, column in columns.items()}
-        if now is not None and view.ttl:
-            old = when + np.timedelta64(view.ttl) < now
+        if now is not None:
+            old = _too_old(when, view.ttl, now)
             if old.any():
                 for column in found.values():
                     column[old] = _blank(column.dtype)
@@ -340,6 +384,13 @@ class _Plan:
         forms = [_view_form(v.view) for v in self.views]
         forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]
         self.digest = _digest({"service": service.name, "features": self.features, "views": forms})
+
+
+def _too_old(when: NDArray[Any], ttl: timedelta | None, now: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which event times lie further back than ``ttl``; never where there is no time."""
+    if not ttl:
+        return np.zeros(len(when), np.bool_)
+    return np.asarray(when + np.timedelta64(ttl) < now, np.bool_)
 
 
 def _keys(view: Any) -> tuple[str, ...]:

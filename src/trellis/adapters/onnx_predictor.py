@@ -63,11 +63,14 @@ class OnnxPredictor(Predictor):
         self._outputs = [node.name for node in self._session.get_outputs()]
 
     def predict(self, batch: Batch) -> Batch:
-        """Score rows; outputs are named as the graph names them.
+        """Score rows; outputs are named as the graph names them. No rows in, no rows out.
 
         Raises:
             ContractError: The batch lacks an input of the graph, or a column cannot be fed as the graph declares it.
         """
+        if next((len(column) for column in batch.values()), None) == 0:
+            # Some operators abort the whole process when a tensor has no rows: score a blank one and cut it off.
+            return {name: values[:0] for name, values in self.predict({n: _blank(c) for n, c in batch.items()}).items()}
         feed = {}
         for name, prepare in self._feeds:
             try:
@@ -87,6 +90,12 @@ class OnnxPredictor(Predictor):
     def save(self, directory: Path) -> None:
         """Write the graph as ``model.onnx``."""
         shutil.copyfile(self._path, directory / "model.onnx")
+
+
+def _blank(column: NDArray[Any]) -> NDArray[Any]:
+    """Return one row of zeros or empty strings in the form of a column."""
+    fill: Any = "" if column.dtype.kind in "OU" else 0
+    return np.full((1, *column.shape[1:]), fill, column.dtype)
 
 
 def _feed(node: Any, path: Path) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -55,6 +55,49 @@ def test_columns_are_fed_as_declared_and_left_alone(tmp_path, kind, shape, colum
     assert repr(column) == repr(before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "column"),
+    [
+        (TensorProto.FLOAT, ["n", 2, 3], np.empty((0, 2, 3))),
+        (TensorProto.INT64, ["n", 1], np.empty(0, np.int64)),
+        (TensorProto.STRING, ["n"], np.empty(0, object)),
+        (TensorProto.STRING, ["n", 1], np.empty(0, np.str_)),
+        (TensorProto.DOUBLE, ["n"], np.empty(0, "datetime64[us]")),
+    ],
+)
+def test_no_rows_in_no_rows_out(tmp_path, kind, shape, column):
+    """ONNX Runtime aborts the process on some graphs without rows, so none ever reaches it."""
+    predictor = OnnxPredictor(identity(tmp_path / "model.onnx", kind, shape))
+    fed = []
+    session = predictor._session
+
+    class Spy:
+        def run(self, names, feed):
+            fed.append({name: len(tensor) for name, tensor in feed.items()})
+            return session.run(names, feed)
+
+    predictor._session = Spy()
+    full = predictor.predict({"x": np.zeros((2, *column.shape[1:]), column.dtype)})["y"]
+    none = predictor.predict({"x": column})["y"]
+    assert (none.shape, none.dtype) == ((0, *full.shape[1:]), full.dtype)
+    assert fed == [{"x": 2}, {"x": 1}]
+
+
+def test_a_graph_that_vectorises_its_inputs_takes_an_empty_batch(tmp_path):
+    node = helper.make_node("FeatureVectorizer", ["a", "b"], ["y"], domain="ai.onnx.ml", inputdimensions=[1, 1])
+    shape = [(name, TensorProto.FLOAT, ["n", 1]) for name in ("a", "b")]
+    graph = helper.make_graph(
+        [node],
+        "test",
+        [helper.make_tensor_value_info(*s) for s in shape],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    predictor = OnnxPredictor(tmp_path / "m.onnx")
+    assert predictor.predict({"a": np.empty(0), "b": np.empty(0)})["y"].shape == (0, 2)
+
+
 def test_it_saves_what_it_loaded(tmp_path):
     source = identity(tmp_path / "m.onnx", TensorProto.FLOAT, ["n"])
     (tmp_path / "copy").mkdir()
