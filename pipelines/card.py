@@ -1,4 +1,4 @@
-"""The model card that is generated with every version (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
+"""The model card that comes with every version (after Mitchell et al. 2019, "Model Cards for Model Reporting")."""
 
 from __future__ import annotations
 

@@ -195,7 +195,8 @@ def build_training_set(
         validated: The raw rows.
         features: The feature tables.
         code: Digest of the plug-in's code.
-        since, until: Rows predicted from ``since`` on whose truth was known by ``until``; RFC 3339, empty for no border.
+        since: Rows predicted from then on, RFC 3339; empty for no border.
+        until: Rows whose truth was known by then, RFC 3339; empty for no border.
     """
     plugin = plugin_named(model)
     assert isinstance(plugin, ProvidesData)
@@ -217,7 +218,8 @@ def prepare_data(model: str, since: str = "", until: str = "", tables: Tables | 
 
     Args:
         model: Whose data.
-        since, until: The period, RFC 3339; empty for everything.
+        since: Start of the period, RFC 3339; empty for everything.
+        until: Its end, by which the truth was known.
         tables: Raw tables to use instead of a fresh ingest.
     """
     code = model_code(model)

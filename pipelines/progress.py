@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.status import Status
 
+from pipelines.steps import FlowRun
+
 _WORDS = {
     "ingest": "fetching raw tables",
     "validate": "validating every row",
@@ -30,12 +32,16 @@ class StepProgress:
         quiet: Show nothing.
         console: Where to print; standard error if not given, so that output stays clean.
         indent: Text before every line.
+        totals: Whether to end a flow with what it cost.
     """
 
-    def __init__(self, quiet: bool = False, console: Console | None = None, indent: str = "") -> None:
+    def __init__(
+        self, quiet: bool = False, console: Console | None = None, indent: str = "", totals: bool = True
+    ) -> None:
         self._console = console or Console(stderr=True)
         self._quiet = quiet
         self._indent = indent
+        self._totals = totals
         self._status: Status | None = None
 
     def started(self, step: str) -> None:
@@ -53,3 +59,19 @@ class StepProgress:
             self._status.stop()
         took = "kept from before" if reused else f"{seconds:.1f} s"
         self._console.print(f"{self._indent}[green]✓[/] {_WORDS.get(step, step)} [dim]{took}[/]", highlight=False)
+
+    def ended(self, run: FlowRun) -> None:
+        """Show what the flow cost, in one line."""
+        if self._status is not None:
+            self._status.stop()
+        if self._quiet or not self._totals:
+            return
+        reused = f", {len(run.reused)} kept from before" if run.reused else ""
+        self._console.print(
+            f"{self._indent}[dim]{run.wall:.1f} s in all: {run.work:.1f} s work in {len(run.seconds)} steps{reused}, "
+            f"{run.overhead:.1f} s overhead[/]",
+            highlight=False,
+        )
+
+
+SILENT = StepProgress(quiet=True)

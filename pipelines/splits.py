@@ -25,9 +25,9 @@ class Split:
 def split(dataset: Dataset, *, gap_hours: float) -> Split:
     """Divide 70 : 15 : 15, by time where rows have one.
 
-    With time, each part lies wholly after the one before, and the rows of the last ``gap_hours`` before a border are left
-    out: their truth was not yet known when the next part began, and their neighbours would leak into it. Without time,
-    every row's part is drawn from its id, so it stays in its part however the rows are ordered or added to.
+    With time, each part lies wholly after the one before, and the rows of the last ``gap_hours`` before a border are
+    left out: their truth was not yet known when the next part began, and their neighbours would leak into it. Without
+    time, every row's part is drawn from its id, so it stays in its part however the rows are ordered or added to.
 
     Raises:
         DataError: A part would be empty.

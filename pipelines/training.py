@@ -121,7 +121,7 @@ def _intact(candidate: Candidate) -> bool:
 
 
 @step(intact=_intact)
-def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> Candidate:
+def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> Candidate:  # noqa: ARG001 (part of the key)
     """Fit the recipe, write its artifact with the drift reference of its training rows, and seal it."""
     plugin = plugin_named(model)
     parts = split(load(training_set), gap_hours=plugin.spec.target.delay_hours)
@@ -167,7 +167,7 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
 
 
 @step()
-def conformance(candidate: Candidate, code: str) -> str:
+def conformance(candidate: Candidate, code: str) -> str:  # noqa: ARG001 (part of the key)
     """Run the conformance kit over a candidate's recipe and artifact, and return its report as JSON.
 
     Raises:
@@ -324,7 +324,8 @@ def train_model(
     Args:
         model: What to train.
         recipe: How; the spec's first recipe if not given.
-        since, until: The period of the rows, RFC 3339; empty for everything.
+        since: Start of the rows' period, RFC 3339; empty for everything.
+        until: Its end, by which the truth was known.
         tables: Raw tables to use instead of a fresh ingest.
         training_set: A training set to use instead of building one.
         at: Event time of the decision, RFC 3339; the end of the period if not given, or now.

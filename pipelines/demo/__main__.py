@@ -29,7 +29,7 @@ def main() -> int:
         begun = time.monotonic()
         _play(console)
     except TrellisError as error:
-        console.print(f"[red]trellis demo: {error}[/]", highlight=False)
+        sys.stderr.write(f"trellis demo: {error}\n")
         return 1
     except KeyboardInterrupt:
         console.print("\nStopped.")
@@ -49,7 +49,7 @@ def _play(console: Console) -> None:
     from pipelines.stores import decisions
     from trellis.cli.decisions import decision_table
 
-    with reporting(StepProgress(console=console, indent="  ")):
+    with reporting(StepProgress(console=console, indent="  ", totals=False)):
         Story(Narrator(console)).play()
     told = [d for d in decisions().list() if d.verdict.outcome != "HOLD"]
     console.print()

@@ -45,7 +45,8 @@ def weather_in_celsius(tables: Tables, since: datetime) -> Tables:
 def time_zone_bug(spec: ModelSpec, good: TrainingSet) -> TrainingSet:
     """Return a training set whose delay features carry local time as UTC, so that they know the next four hours."""
     rows = load(good)
-    assert spec.feature_service is not None and rows.time is not None
+    assert spec.feature_service is not None
+    assert rows.time is not None
     with tempfile.TemporaryDirectory(prefix=".time-zone-bug-", dir=settings().directory()) as work:
         home = Path(work)
         (home / "features").mkdir()

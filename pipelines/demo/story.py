@@ -1,11 +1,11 @@
-"""The story, chapter by chapter. Every number it prints was measured a moment before; nothing is staged but the faults."""
+"""The story, chapter by chapter. Every number is measured as it is told; nothing is staged but the faults."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -29,7 +29,9 @@ from pipelines.demo.stage import Narrator, Service
 from pipelines.demo.traffic import Traffic
 from pipelines.loop import Turn, turn_loop
 from pipelines.plugins import plugin_named
+from pipelines.progress import SILENT
 from pipelines.rollout import advance_rollout
+from pipelines.steps import reporting
 from pipelines.stores import plans
 from pipelines.training import Outcome, Recipe, train_model
 from trellis.decision import Decision
@@ -76,9 +78,9 @@ class Story:
     def _first_model(self) -> tuple[Tables, TrainingSet, Outcome]:
         self._tell.chapter(
             "From raw data to a served model",
-            "336,776 real flights out of New York in 2013. A small neural network (PyTorch Lightning) learns from January "
-            "to June whether a flight will arrive more than 15 minutes late, from nothing but what was known at its "
-            "scheduled departure.",
+            "336,776 real flights out of New York in 2013. A first, small neural network (PyTorch Lightning, one pass "
+            "over the rows) learns from January to June whether a flight will arrive more than 15 minutes late, from "
+            "nothing but what was known at its scheduled departure.",
         )
         tables = ingest(MODEL)
         validated = validate(MODEL, tables, suites_digest(MODEL))
@@ -94,8 +96,8 @@ class Story:
     def _serve(self, first: Outcome) -> None:
         self._tell.chapter(
             "Serving July onward",
-            "The service answers over HTTP. Every hour the feature job refreshes the online store; a label arrives when "
-            "the flight has landed.",
+            "The service answers over HTTP. Every hour the feature job refreshes the online store; a label arrives "
+            "when the flight has landed.",
         )
         self._serve_days(2, f"version {first.version} answers everything")
         answer = httpx.get(f"{self._service.url}/v1/models/{MODEL}").json()
@@ -105,28 +107,28 @@ class Story:
     def _better_challenger(self, data: TrainingSet) -> None:
         self._tell.chapter(
             "A better challenger",
-            "Gradient-boosted trees on the same rows. The gate compares both on the same unseen flights; the canary then "
-            "has to show it on live ones.",
+            "Gradient-boosted trees on the same rows. The gate compares both on the same unseen flights; then the "
+            "canary has to show it on live ones.",
         )
-        self._outcome(train_model(MODEL, Recipe("xgboost"), until=_text(LAUNCH), training_set=data))
+        self._outcome(train_model(MODEL, Recipe("xgboost"), training_set=data, at=_text(self._now)))
         self._trial()
 
     def _broken_challenger(self, data: TrainingSet) -> None:
         self._tell.chapter(
             "A broken challenger",
-            "The feature job of another branch writes local time and calls it UTC, so in training every delay is known "
-            "four hours before it was. Offline the model looks brilliant: the test rows carry the same bug.",
+            "The feature job of another branch writes local time and calls it UTC, so in training every delay is "
+            "known four hours before it was. Offline the model looks brilliant: the test rows carry the same bug.",
         )
         broken = time_zone_bug(self._spec, data)
-        self._outcome(train_model(MODEL, Recipe("xgboost"), until=_text(LAUNCH), training_set=broken))
+        self._outcome(train_model(MODEL, Recipe("xgboost"), training_set=broken, at=_text(self._now)))
         self._trial()
 
     def _upstream_fault(self, tables: Tables) -> None:
         fault = self._now
         self._tell.chapter(
             "An upstream fault",
-            f"On {fault:%d %B} the weather feed begins to report Celsius instead of Fahrenheit. Every value is still in "
-            "its allowed range, so validation lets it through.",
+            f"On {fault:%d %B} the weather feed begins to report Celsius instead of Fahrenheit. Every value is still "
+            "in its allowed range, so validation lets it through.",
         )
         self._features_from(weather_in_celsius(tables, fault))
         self._serve_days(7, "a week with the wrong unit")
@@ -138,7 +140,7 @@ class Story:
     def _season(self, tables: Tables) -> None:
         self._tell.chapter(
             "The season",
-            "The feed is healthy, but it is August now, and the champion learned from winter and spring.",
+            "The feed is healthy again, but it is high summer, and the champion learned from winter and spring.",
         )
         self._serve_days(7, "a healthy week in summer")
         turn = self._turn(tables)
@@ -153,10 +155,11 @@ class Story:
             return
         self._service.wait_for_revision(MODEL, plan.revision)
         last: Decision | None = None
-        with self._bar(f"canary v{plan.canary.version}", _MOST_TRIAL_DAYS) as step:
+        with self._bar(f"canary v{plan.canary.version}", None) as step:
             for now in self._traffic.days(self._now, _MOST_TRIAL_DAYS):
                 self._now = now
-                last = advance_rollout(MODEL, _text(now)) or last
+                with reporting(SILENT):  # the bar tells; a line per step and day would bury it
+                    last = advance_rollout(MODEL, _text(now)) or last
                 current = plans().current(MODEL)
                 assert current is not None
                 self._service.wait_for_revision(MODEL, current.revision)
@@ -175,7 +178,10 @@ class Story:
         self._tell.decision(turn.look.decision)
         if turn.look.alert:
             alert = json.loads(Path(turn.look.alert).read_text())
-            self._tell.say(f"  Alert raised: {alert.get('title') or alert.get('summary') or alert}")
+            self._tell.say(
+                f"  [bold]Alert[/] {alert['severity']}: {alert['kind']} in {', '.join(alert['views'])}; "
+                f"{alert['action']}. [dim]{Path(turn.look.alert).name}[/]"
+            )
         self._tell.decision(turn.retrain)
         return turn
 
@@ -206,11 +212,13 @@ class Story:
         self._tell.decision(outcome.decision)
 
     @contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[_Step]:
+    def _bar(self, what: str, total: int | None) -> Iterator[_Step]:
         columns = (TextColumn("  {task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[at]}"))
         with Progress(*columns, TimeElapsedColumn(), console=self._tell.console) as progress:
             task = progress.add_task(what, total=total, at="")
             yield _Step(progress, task)
+            if total is None:  # how long a trial takes is not known before it ends
+                progress.update(task, total=1, completed=1)
 
 
 class _Step:

@@ -1,4 +1,4 @@
-"""The world outside: flights that ask for a prediction when they are due to leave, and tell the truth when they land."""
+"""The world outside: flights that ask for a prediction when due to leave, and tell the truth when they land."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ class Traffic:
     """
 
     def __init__(self, spec: ModelSpec, rows: Dataset, store: FeatureStore, url: str) -> None:
-        assert rows.time is not None and rows.known is not None
+        assert rows.time is not None
+        assert rows.known is not None
         self._spec = spec
         self._rows = rows.take(np.argsort(rows.time, kind="stable"))
         self._store = store

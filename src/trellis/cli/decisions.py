@@ -57,13 +57,16 @@ def list_decisions(
 
 def decision_table(decisions: list[Decision]) -> Table:
     """Return decisions as a table: when, what, outcome, why, and the id to explain it by."""
-    table = Table(expand=True)
-    for name, ratio in (("when", 10), ("model", 12), ("decision", 10), ("about", 14), ("outcome", 14), ("why", 52)):
-        table.add_column(name, ratio=ratio, overflow="fold")
-    table.add_column("id", ratio=16, overflow="fold")
+    models = {d.model for d in decisions}
+    table = Table(expand=True, title="Decisions" + (f" on {models.pop()}" if len(models) == 1 else ""))
+    several = len(models) > 1
+    for name, fixed in (("when", True), ("decision", True), ("about", False), ("outcome", True), ("why", False)):
+        table.add_column(name, no_wrap=fixed, overflow="fold", ratio={"about": 2, "why": 6}.get(name))
+    table.add_column("id", no_wrap=True)
     for d in decisions:
         outcome = f"[{_COLOUR.get(d.verdict.outcome, 'white')}]{d.verdict.outcome}[/]"
-        table.add_row(d.at[:10], d.model, d.kind, d.subject, outcome, d.verdict.reason, d.id)
+        about = f"{d.model}: {d.subject}" if several else d.subject
+        table.add_row(d.at[:10], d.kind, about, outcome, d.verdict.reason, d.id)
     return table
 
 
@@ -88,7 +91,9 @@ def _print(decision: Decision, agrees: bool) -> None:
     console = Console()
     verdict = decision.verdict
     colour = _COLOUR.get(verdict.outcome, "white")
-    console.print(f"[bold]{decision.model}[/] · {decision.kind} · {decision.subject} · {decision.at} · by {decision.who}")
+    console.print(
+        f"[bold]{decision.model}[/] · {decision.kind} · {decision.subject} · {decision.at} · by {decision.who}"
+    )
     console.print(f"[bold {colour}]{verdict.outcome}[/]  {verdict.reason}")
     console.print(_checks(verdict.checks))
     if verdict.needs:
