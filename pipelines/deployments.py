@@ -1,17 +1,31 @@
-"""The flows as Prefect deployments, for a server: ``trellis flow deploy``."""
+"""The flows as Prefect deployments, for a server: ``trellis flow deploy``.
+
+A deployment's entrypoint is an attribute of this module, ``pipelines.deployments.train_model`` say: the process that
+Prefect starts for a run imports it and finds the Prefect flow, made only then.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from pipelines.data import prepare_data
-from pipelines.loop import turn_loop
-from pipelines.rollout import advance_rollout
-from pipelines.training import train_model
+from pipelines import data, loop, rollout, training
+from pipelines.steps import Flow
 from trellis.errors import ConfigError
 from trellis.settings import settings
 
-FLOWS = (prepare_data, train_model, advance_rollout, turn_loop)
+NAME = "trellis"
+FLOWS: dict[str, Flow[Any, Any]] = {
+    flow.function.__name__: flow
+    for flow in (data.prepare_data, training.train_model, rollout.advance_rollout, loop.turn_loop)
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return the Prefect flow of that name."""
+    if name not in FLOWS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return FLOWS[name].prefect
 
 
 def serve_deployments() -> None:
@@ -28,4 +42,13 @@ def serve_deployments() -> None:
         )
     from prefect import serve
 
-    serve(*(flow.prefect.to_deployment(name="trellis") for flow in FLOWS), limit=1)
+    # One run at a time: flows of one model must not race for its plan, and SQLite takes one writer.
+    serve(*(_deployment(name, flow) for name, flow in FLOWS.items()), limit=1)
+
+
+def _deployment(name: str, flow: Flow[Any, Any]) -> Any:
+    from prefect.types.entrypoint import EntrypointType
+
+    made = flow.prefect.to_deployment(name=NAME, entrypoint_type=EntrypointType.MODULE_PATH)
+    made.entrypoint = f"{__name__}.{name}"
+    return made

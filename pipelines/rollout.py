@@ -145,7 +145,7 @@ def advance_rollout(model: str, now: str) -> Decision | None:
 
 
 def mirror(model: str) -> None:
-    """Make the registry's aliases and stages say what the plan says; the plan is the truth, whatever was killed when."""
+    """Make the registry's aliases and stages say what the plan says: the plan is the truth, whatever was killed."""
     history = plans().history(model)
     if not history:
         return

@@ -1,11 +1,12 @@
 """Steps and flows: the same functions run in this process or under Prefect, and never do a finished step's work twice.
 
-A step's result is kept under the digest of its arguments, so a flow that was killed and is started again picks up where it
-was. Prefect has no restart from a task, hence the journal is ours and lives outside the run; a step's arguments and result
-are therefore JSON values or dataclasses of them, and its files are named by what they contain.
+A step's result is kept under the digest of its arguments, so a flow that was killed and is started again picks up where
+it was. Prefect has no restart from a task, hence the journal is ours and lives outside the run; a step's arguments and
+result are therefore JSON values or dataclasses of them, and its files are named by what they contain.
 
 Embedded, a flow is a plain call: no server is started and nothing is lost to orchestration. With
-``TRELLIS_ORCHESTRATOR=prefect`` every flow and step is a Prefect flow and task run on the server of ``PREFECT_API_URL``.
+``TRELLIS_ORCHESTRATOR=prefect`` every flow and step is a Prefect flow and task run on the server at
+``PREFECT_API_URL``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Reporter(Protocol):
     def finished(self, step: str, seconds: float, reused: bool) -> None:
         """Tell that a step has ended, and whether an earlier result served."""
 
+    def ended(self, run: FlowRun) -> None:
+        """Tell that the whole flow has ended, well or not, and what it cost."""
+
 
 @dataclass
 class FlowRun:
@@ -53,9 +57,14 @@ class FlowRun:
     wall: float = 0.0
 
     @property
+    def work(self) -> float:
+        """Wall time inside steps, in seconds."""
+        return sum(self.seconds.values())
+
+    @property
     def overhead(self) -> float:
         """Wall time that no step accounts for, in seconds."""
-        return self.wall - sum(self.seconds.values())
+        return self.wall - self.work
 
 
 _RUN: ContextVar[FlowRun | None] = ContextVar("flow_run", default=None)
@@ -84,15 +93,17 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the step, as a Prefect task inside a Prefect flow and as a plain call elsewhere."""
-        if settings().orchestrator == "prefect":
+        if settings().orchestrator == "prefect" and _RUN.get() is not None:
             return self._task(*args, **kwargs)  # type: ignore[no-any-return]
         return self._run(*args, **kwargs)
 
     @functools.cached_property
     def _task(self) -> Any:
         from prefect import task
+        from prefect.cache_policies import NO_CACHE
 
-        return task(functools.wraps(self.function)(self._run), name=self.name, cache_policy=None, persist_result=False)
+        # The journal below is the only memory: Prefect's own would pickle results and know nothing of their files.
+        return task(_like(self.function, self._run), name=self.name, cache_policy=NO_CACHE, persist_result=False)
 
     def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         reporter, run = _REPORTER.get(), _RUN.get()
@@ -177,35 +188,69 @@ class Flow(Generic[P, R]):
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the flow here, or as a Prefect flow run."""
-        if settings().orchestrator == "prefect":
+        """Run the flow here, or as a Prefect flow run; a flow inside a flow counts its steps for the outer one."""
+        if settings().orchestrator == "embedded":
+            return self._run(*args, **kwargs)
+        from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+        # A heartbeat lets the server tell that a process died, and costs a flow up to a second: one is enough.
+        inner = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if _RUN.get() is not None else {}
+        with temporary_settings(inner), _accounted(self.name):
             return self.prefect(*args, **kwargs)  # type: ignore[no-any-return]
-        return self._run(*args, **kwargs)
 
     @functools.cached_property
     def prefect(self) -> Any:
         """The Prefect flow, for runs and deployments."""
         from prefect import flow as prefect_flow
 
-        return prefect_flow(functools.wraps(self.function)(self._run), name=self.name, log_prints=True)
+        return prefect_flow(
+            _like(self.function, self._run),
+            name=self.name,
+            log_prints=True,
+            persist_result=False,
+            result_serializer="json",
+        )
 
     def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _RUN.get() is not None:  # a flow inside a flow: its steps count for the outer one
+        with _accounted(self.name):
             return self.function(*args, **kwargs)
-        run = FlowRun(self.name)
-        token = _RUN.set(run)
-        begun = time.perf_counter()
-        try:
-            return self.function(*args, **kwargs)
-        finally:
-            run.wall = time.perf_counter() - begun
-            _RUN.reset(token)
-            _log(run)
 
 
 def flow(function: Callable[P, R]) -> Flow[P, R]:
     """Make a function a flow."""
     return Flow(function)
+
+
+@contextmanager
+def _accounted(name: str) -> Iterator[None]:
+    """Account for the time of the outermost flow inside."""
+    if _RUN.get() is not None:
+        yield
+        return
+    run = FlowRun(name)
+    token = _RUN.set(run)
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        run.wall = time.perf_counter() - begun
+        _RUN.reset(token)
+        _log(run)
+        if (reporter := _REPORTER.get()) is not None:
+            reporter.ended(run)
+
+
+def _like(function: Callable[P, R], body: Callable[P, R]) -> Callable[P, R]:
+    """Return ``body`` as a function that looks like ``function``, whose name and types Prefect reads."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return body(*args, **kwargs)
+
+    # Types, not their names: Prefect would look names up in this module.
+    call.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
+    call.__annotations__ = get_type_hints(function)
+    return call
 
 
 def _log(run: FlowRun) -> None:

@@ -30,7 +30,7 @@ def test_in_time_every_part_lies_after_the_one_before_by_the_gap(hours: list[int
     # Only rows within a gap are left out.
     left = {START + np.timedelta64(h, "h") for h in hours} - set(np.concatenate([train, validation, test]))
     for moment in left:
-        ahead = min((part.min() - moment for part in (validation, test) if part.min() > moment))
+        ahead = min(part.min() - moment for part in (validation, test) if part.min() > moment)
         assert ahead <= np.timedelta64(gap, "h")
 
 

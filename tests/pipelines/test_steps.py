@@ -1,5 +1,6 @@
 """A finished step is never repeated, an unfinished one leaves nothing, and time is accounted for."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from pipelines.steps import flow, reporting, run_key, step
+from pipelines.progress import StepProgress
+from pipelines.steps import FlowRun, flow, reporting, run_key, step
 from trellis.errors import StorageError
 
 
@@ -32,6 +35,9 @@ class Calls:
     def finished(self, step: str, seconds: float, reused: bool) -> None:
         assert seconds >= 0
         self.told.append((step, reused))
+
+    def ended(self, run: FlowRun) -> None:
+        self.run = run
 
 
 def _make(home: Path):
@@ -85,6 +91,8 @@ def test_a_flow_accounts_for_its_time_and_tells_what_it_reused(home: Path):
     run = json.loads((home / "flows" / "runs.jsonl").read_text())
     assert run["flow"] == "both"
     assert run["reused"] == ["make"]
+    assert (calls.run.name, calls.run.wall) == ("both", pytest.approx(run["wall_seconds"], abs=0.001))
+    assert calls.run.work + calls.run.overhead == pytest.approx(calls.run.wall)
     assert run["overhead_seconds"] == pytest.approx(run["wall_seconds"] - sum(run["steps"].values()), abs=0.002)
 
 
@@ -98,6 +106,34 @@ def test_a_result_that_cannot_be_kept_is_an_error_with_a_remedy(home: Path):
     steps.write_text("in the way")
     with pytest.raises((StorageError, FileExistsError)):
         make(1, "a")
+
+
+def test_a_flow_inside_a_flow_counts_for_the_outer_one_and_a_failed_flow_is_told_too(home: Path):
+    make, _ = _make(home)
+
+    @flow
+    def inner(number: int) -> Made:
+        return make(number, "a")
+
+    @flow
+    def outer(number: int) -> Made:
+        return inner(number)
+
+    calls = Calls()
+    with reporting(calls):
+        outer(1)
+        with pytest.raises(ValueError, match="negative"):
+            outer(-1)
+    runs = [json.loads(line) for line in (home / "flows" / "runs.jsonl").read_text().splitlines()]
+    assert [run["flow"] for run in runs] == ["outer", "outer"]
+    assert [sorted(run["steps"]) for run in runs] == [["make"], []]
+
+
+def test_the_progress_of_a_flow_ends_with_wall_work_and_overhead_in_one_line():
+    out = io.StringIO()
+    progress = StepProgress(console=Console(file=out, width=200))
+    progress.ended(FlowRun("train-model", {"train": 1.5, "gate": 0.25}, ["gate"], wall=2.0))
+    assert out.getvalue() == "2.0 s in all: 1.8 s work in 2 steps, 1 kept from before, 0.2 s overhead\n"
 
 
 json_values = st.recursive(

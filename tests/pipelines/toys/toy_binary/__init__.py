@@ -1,4 +1,4 @@
-"""A small whole plug-in: a year of hourly rows with a known law, fitted in closed form, quick enough to train in a test."""
+"""A small whole plug-in: a year of hourly rows with a known law, fitted in closed form, quick to train in a test."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,161 @@
+"""The same flows under a real Prefect server: as flow runs with task runs, and as deployments that the API triggers."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from trellis.settings import TELEMETRY_OFF
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+UNTIL = "2013-05-01T00:00:00Z"
+PREPARING = {"ingest", "validate", "build_features", "build_training_set"}
+TRAINING = {"train", "conformance", "evaluate", "gate", "register", "plan_rollout"}
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str], log: Path, stop: signal.Signals) -> Iterator[None]:
+    """Run a process with its children, and see that none of them outlives the test."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+        assert process.poll() is None, log.read_text()[-2_000:]
+    finally:
+        process.send_signal(stop)
+        try:
+            process.wait(20)
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                left = False
+            else:
+                left = True
+    assert not left, f"something outlived {command[1:4]}"
+
+
+def _until(condition: Any, seconds: float, log: Path) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"It did not happen in {seconds} s:\n{log.read_text()[-2_000:]}")
+
+
+@pytest.fixture
+def server(home: Path, tmp_path: Path) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {
+        **TELEMETRY_OFF,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "TRELLIS_ORCHESTRATOR": "prefect",
+        "PYTHONUNBUFFERED": "1",
+    }
+    log = tmp_path / "server.log"
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-ui",
+    ]
+    with (
+        _process(command, environment, log, signal.SIGINT),
+        httpx.Client(base_url=environment["PREFECT_API_URL"], timeout=10) as api,
+    ):
+
+        def healthy() -> bool:
+            try:
+                return api.get("/health").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        _until(healthy, 90, log)
+        yield api, environment
+
+
+def _tasks(api: httpx.Client, flow_run: str) -> dict[str, str]:
+    found = api.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [flow_run]}}}).json()
+    return {task["name"].rpartition("-")[0]: task["state_type"] for task in found}
+
+
+def test_flows_run_and_are_deployed_under_a_real_server(
+    server: tuple[httpx.Client, dict[str, str]], home: Path, tmp_path: Path
+):
+    from pipelines.stores import decisions, plans, registry
+
+    api, environment = server
+
+    # As flow runs of this process's child.
+    command = [sys.executable, "-m", "pipelines", "train", "toy_binary", "--until", UNTIL, "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    outcome = json.loads(done.stdout)
+    assert outcome["verdict"] == "PROMOTE"
+    flows = {found["id"]: found["name"] for found in api.post("/flows/filter", json={}).json()}
+    runs = api.post("/flow_runs/filter", json={}).json()
+    assert {flows[run["flow_id"]]: run["state_type"] for run in runs} == {
+        "train-model": "COMPLETED",
+        "prepare-data": "COMPLETED",
+    }
+    by_flow = {
+        flows[run["flow_id"]]: _until(lambda run=run: _tasks(api, run["id"]), 10, tmp_path / "server.log")
+        for run in runs
+    }
+    assert set(by_flow["prepare-data"]) >= PREPARING
+    assert set(by_flow["train-model"]) >= TRAINING
+    assert {state for tasks in by_flow.values() for state in tasks.values()} == {"COMPLETED"}
+    cost = json.loads((home / "flows" / "runs.jsonl").read_text().splitlines()[0])
+    assert set(cost["steps"]) == PREPARING | TRAINING
+    # Nothing is pickled: the journal is the only memory of results.
+    assert not list((tmp_path / "prefect" / "storage").glob("*"))
+
+    # As a deployment, with the parameters as JSON; every step but the acts was done before.
+    log = tmp_path / "deploy.log"
+    with _process([sys.executable, "-m", "pipelines", "deploy"], environment, log, signal.SIGTERM):
+        names = {"prepare-data", "train-model", "advance-rollout", "turn-loop"}
+        _until(lambda: len(api.post("/deployments/filter", json={}).json()) == len(names), 60, log)
+        assert {api.get(f"/deployments/name/{name}/trellis").status_code for name in names} == {200}
+        made = api.get("/deployments/name/train-model/trellis").json()["id"]
+        wrong = {"parameters": {"model": "toy_binary", "recipe": {"name": 7}}}
+        refused = api.post(f"/deployments/{made}/create_flow_run", json=wrong)
+        assert 400 <= refused.status_code < 500, refused.text
+        parameters = {"model": "toy_binary", "until": UNTIL, "recipe": {"name": "linear", "seed": 2013}}
+        run = api.post(
+            f"/deployments/{made}/create_flow_run", json={"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        )
+        assert run.status_code == 201, run.text
+
+        def ended() -> Any:
+            state = api.get(f"/flow_runs/{run.json()['id']}").json()["state_type"]
+            return state if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+        assert _until(ended, 90, log) == "COMPLETED", log.read_text()[-2_000:]
+    assert [change.plan.revision for change in plans().history("toy_binary")] == [1]
+    assert [v.version for v in registry().versions("toy_binary")] == [outcome["version"]]
+    assert decisions().get(outcome["decision"]).verdict.outcome == "PROMOTE"
