@@ -354,7 +354,7 @@ def test_swapping_versions_under_load_fails_no_request(world, row, flush_seconds
             while not stop.is_set():
                 body = {"rows": [row(note=f"u{len(answers)}", **sent), row(x=1.0, note="v", **sent)]}
                 answers.append(await world.send("POST", "/v1/models/toy_linear/predict", json=body))
-                await asyncio.sleep(0)  # without a socket nothing else gives the loop away
+                await asyncio.sleep(0.002)  # a slow disk must keep up with the records
 
         callers = [asyncio.create_task(caller()) for _ in range(4)]
         for step in range(1, 12):

@@ -2,13 +2,13 @@
 
 Every writer owns its segment files (``<home>/predictions/<model>/…jsonl``), so several processes never share one. A
 background thread commits groups of records with one ``fsync``. What was handed over is kept in memory until the disk
-has it: a full disk refuses *new* records, is tried again, and loses none that was accepted.
+has it: a full disk refuses *new* records, is tried again, and loses none that was accepted. Reading keeps what it has
+parsed in ``.parsed/`` beside the segments (see ``log_frames``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import secrets
@@ -16,20 +16,16 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
-from trellis.errors import DataError, StorageError
+from trellis.adapters.log_frames import SUFFIX, read_frame
+from trellis.errors import StorageError
 
 logger = logging.getLogger(__name__)
-
-_SUFFIX = ".jsonl"
-_NESTED = ("request", "features", "feature_times", "outputs")
-_TIMES = ("time", "received_at", "observed_at")
 
 
 class AppendLog:
@@ -216,7 +212,7 @@ class AppendLog:
 
     def _open_segment(self) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        path = self._directory / f"{stamp}-{self._writer}-{self._segments:04d}{_SUFFIX}"
+        path = self._directory / f"{stamp}-{self._writer}-{self._segments:04d}{SUFFIX}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         try:
             _sync_directory(self._directory)
@@ -282,7 +278,7 @@ def read_predictions(
         DataError: A line other than a segment's last is damaged.
     """
     fixed = ("id", "model", "version", "variant", "revision", "time", "received_at", "unit", "overrides", "latency_ms")
-    frame = _read(home / "predictions" / model, fixed)
+    frame = read_frame(home / "predictions" / model, fixed)
     frame = _distinct(frame, ["id"])
     keep = pd.Series(True, index=frame.index)
     if since is not None:
@@ -306,63 +302,8 @@ def read_labels(home: Path, model: str) -> pd.DataFrame:
     Raises:
         DataError: A line other than a segment's last is damaged.
     """
-    frame = _read(home / "labels" / model, ("id", "value", "observed_at", "received_at"))
+    frame = read_frame(home / "labels" / model, ("id", "value", "observed_at", "received_at"))
     return _distinct(frame, ["id", "value", "observed_at"])
-
-
-def _read(directory: Path, fixed: Sequence[str]) -> pd.DataFrame:
-    collecting = gc.isenabled()
-    gc.disable()  # a million small objects come to stay; looking through them again and again takes a quarter longer
-    try:
-        return _frame(directory, fixed)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _frame(directory: Path, fixed: Sequence[str]) -> pd.DataFrame:
-    torn = 0
-    records: list[dict[str, Any]] = []
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        data = path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        torn += end < len(data)
-        records += _records(path, data[:end])
-    columns: dict[str, list[Any]] = {name: [r.get(name) for r in records] for name in fixed}
-    # Column by column: several times faster than flattening record by record.
-    for name in dict.fromkeys(chain.from_iterable(records)):
-        if name in _NESTED:
-            parts = [r.get(name) or {} for r in records]
-            for inner in dict.fromkeys(chain.from_iterable(parts)):
-                columns[f"{name}.{inner}"] = [part.get(inner) for part in parts]
-        elif name not in columns:
-            columns[name] = [r.get(name) for r in records]
-    frame = pd.DataFrame(columns)
-    for name in _TIMES:
-        if name in frame:
-            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
-    frame.attrs = {"torn": torn, "duplicates": 0}
-    return frame
-
-
-def _records(path: Path, data: bytes) -> list[dict[str, Any]]:
-    try:
-        # One call for the whole segment is several times faster than one per line.
-        records: list[dict[str, Any]] = from_json(
-            b"[" + data.rstrip(b"\n").replace(b"\n", b",") + b"]", cache_strings=True
-        )
-        return records
-    except ValueError:
-        for number, line in enumerate(data.splitlines(), start=1):
-            try:
-                from_json(line)
-            except ValueError as error:
-                raise DataError(
-                    f"Line {number} is damaged: {error}.",
-                    where=path,
-                    remedy="Restore the segment from a copy, or move it away to go on without it.",
-                ) from error
-        raise
 
 
 def _distinct(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
