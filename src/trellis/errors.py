@@ -18,7 +18,11 @@ TrellisError
 ├── RegistryError               a version, alias or decision is not there, or cannot be written
 ├── RolloutError
 │   ├── InvalidPlanError        weights, versions or steps that make no sense
-│   └── StaleRevisionError      somebody else changed the plan first
+│   ├── StaleRevisionError      somebody else changed the plan first
+│   ├── RolloutBusyError        another rollout of the model is going on
+│   ├── LeaseHeldError          another controller is acting on the model
+│   ├── ExpiredRolloutError     the rollout is over, or past its deadline
+│   └── ClockError              the time given cannot follow what was recorded
 └── StorageError                the disk or a store refused a write
 """
 
@@ -135,6 +139,22 @@ class InvalidPlanError(RolloutError):
 
 class StaleRevisionError(RolloutError):
     """Somebody else changed the plan first."""
+
+
+class RolloutBusyError(RolloutError):
+    """Another rollout of the model is going on."""
+
+
+class LeaseHeldError(RolloutError):
+    """Another controller is acting on the model, or took over while this one was away."""
+
+
+class ExpiredRolloutError(RolloutError):
+    """The rollout is over, or past its deadline."""
+
+
+class ClockError(RolloutError):
+    """The time given cannot follow what was recorded."""
 
 
 class StorageError(TrellisError):

@@ -84,7 +84,11 @@ class PlanStore:
             StorageError: The database does not answer.
         """
         with self._guarded(), self._engine.connect() as connection:
-            document = connection.execute(sa.select(_plans.c.document).where(_plans.c.model == model)).scalar()
+            return self.stored(connection, model)
+
+    def stored(self, connection: sa.Connection, model: str) -> RolloutPlan | None:
+        """Do what ``current`` does inside somebody else's transaction."""
+        document = connection.execute(sa.select(_plans.c.document).where(_plans.c.model == model)).scalar()
         return None if document is None else _adapter.validate_json(document)
 
     def save(self, plan: RolloutPlan, *, expected_revision: int, who: str, why: str) -> RolloutPlan:
@@ -106,17 +110,27 @@ class PlanStore:
             StaleRevisionError: Somebody else changed the plan first; nothing was written.
             StorageError: The database refuses.
         """
+        with self._guarded(), self._engine.begin() as connection:
+            return self.write(connection, plan, expected_revision=expected_revision, who=who, why=why)
+
+    def write(
+        self, connection: sa.Connection, plan: RolloutPlan, *, expected_revision: int, who: str, why: str
+    ) -> RolloutPlan:
+        """Do what ``save`` does inside a transaction that somebody else has begun and ends.
+
+        Raises:
+            StaleRevisionError: Somebody else changed the plan first; the transaction must be given up.
+        """
         stored = replace(plan, revision=expected_revision + 1)
         document = dumps(stored)
-        with self._guarded(), self._engine.begin() as connection:
-            if self._claim(connection, stored, document, expected_revision):
-                at = datetime.now(UTC).isoformat()
-                row = {"model": plan.model, "revision": stored.revision, "document": document, "at": at}
-                connection.execute(_changes.insert().values(**row, who=who, why=why))
-                return stored
-            newest = connection.execute(
-                sa.select(_changes).where(_changes.c.model == plan.model).order_by(_changes.c.revision.desc()).limit(1)
-            ).one_or_none()
+        if self._claim(connection, stored, document, expected_revision):
+            at = datetime.now(UTC).isoformat()
+            row = {"model": plan.model, "revision": stored.revision, "document": document, "at": at}
+            connection.execute(_changes.insert().values(**row, who=who, why=why))
+            return stored
+        newest = connection.execute(
+            sa.select(_changes).where(_changes.c.model == plan.model).order_by(_changes.c.revision.desc()).limit(1)
+        ).one_or_none()
         if newest is not None and (newest.document, newest.who) == (document, who):
             return stored
         found = 0 if newest is None else newest.revision

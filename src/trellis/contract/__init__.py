@@ -20,6 +20,7 @@ from trellis.contract.spec import (
     ModelSpec,
     RetrainPolicy,
     RolloutPolicy,
+    Strategy,
     Target,
     Task,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ProvidesData",
     "RetrainPolicy",
     "RolloutPolicy",
+    "Strategy",
     "Target",
     "Task",
     "TrainingData",

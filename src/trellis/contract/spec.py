@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from trellis.errors import ContractError
 
 FieldKind = Literal["float", "int", "bool", "category", "text", "timestamp", "tensor"]
 Task = Literal["binary", "multiclass", "regression"]
+Strategy = Literal["canary", "blue_green", "ab", "bandit"]
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 
@@ -124,6 +125,17 @@ class RolloutPolicy:
         min_labels: Fewest labelled rows per variant for a verdict.
         max_days: After so many days of event time without a verdict the rollout ends INCONCLUSIVE and is rolled back.
         unit: Request field that keeps a caller on one variant; None splits by prediction id.
+        strategy: ``canary`` raises the share by ``steps`` as evidence comes in. ``blue_green`` warms the candidate,
+            gives it all traffic at once and keeps the old version warm for ``rollback_days``. ``ab`` splits the last
+            of ``steps`` evenly among the candidates until one is better beyond doubt. ``bandit`` moves traffic to
+            whichever does best, ``floor`` for each at least.
+        shadow_rate: Share of requests that the candidate scores, without answering, before anything else; 0 skips this.
+        shadow_days: How long it does, in days of event time.
+        rollback_days: How long a blue-green rollout keeps the old version warm, in days of event time.
+        floor: Smallest share of any arm of a bandit.
+        max_slowdown: Largest acceptable relative increase of the 95th percentile of latency, for example 0.1; None
+            holds latencies to the gate's limit only.
+        on_timeout: What happens where ``max_days`` pass without a verdict: ``roll_back``, or ``pause`` for a person.
     """
 
     steps: tuple[float, ...] = (0.1, 0.5)
@@ -132,6 +144,13 @@ class RolloutPolicy:
     min_labels: int = 200
     max_days: float = 30.0
     unit: str | None = None
+    strategy: Strategy = "canary"
+    shadow_rate: float = 0.0
+    shadow_days: float = 1.0
+    rollback_days: float = 1.0
+    floor: float = 0.05
+    max_slowdown: float | None = None
+    on_timeout: Literal["roll_back", "pause"] = "roll_back"
 
     def __post_init__(self) -> None:
         """Refuse steps that do not rise, or a level out of range."""
@@ -142,6 +161,16 @@ class RolloutPolicy:
             "needs rising steps in (0, 1]",
         )
         _require(0 < self.alpha < 0.5, "rollout", "needs an alpha between 0 and 0.5")
+        _require(self.strategy in get_args(Strategy), "rollout", f"knows the strategies {get_args(Strategy)}")
+        _require(self.on_timeout in ("roll_back", "pause"), "rollout", "needs on_timeout roll_back or pause")
+        _require(0 <= self.shadow_rate <= 1, "rollout", "needs a shadow_rate in [0, 1]")
+        _require(0 < self.floor < 0.5, "rollout", "needs a floor between 0 and 0.5")
+        _require(
+            self.max_days > 0 and 0 <= self.shadow_days < self.max_days and self.rollback_days >= 0,
+            "rollout",
+            "needs max_days above zero, shadow_days below it and rollback_days of zero or more",
+        )
+        _require(self.max_slowdown is None or self.max_slowdown > 0, "rollout", "needs a max_slowdown above zero")
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from trellis.errors import InvalidPlanError
 
-Role = Literal["champion", "canary"]
+Role = Literal["champion", "canary", "standby"]
 
 _TWO_64 = float(2**64)
+_BELOW_ONE = math.nextafter(1.0, 0.0)
+_INTERVALS = 2  # so many canaries can take an end of the unit interval each
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Variant:
 
     Attributes:
         version: The registry's version.
-        role: ``champion`` or ``canary``.
+        role: ``champion``, ``canary``, or ``standby`` for one that is kept loaded and warm without traffic.
         weight: Share of units, in [0, 1].
         location: Directory of the sealed artifact, so that serving needs no registry.
         digest: Digest of that artifact, checked at load.
@@ -56,7 +59,7 @@ class RolloutPlan:
         model: The model's name.
         revision: Grows by one with every change; 0 has never been stored.
         salt: Key of the assignment; another salt draws other units.
-        variants: One champion, and any canaries; their weights sum to 1.
+        variants: One champion, and any canaries and standbys; their weights sum to 1, a standby's is 0.
         shadows: Versions that score without answering.
         unit: Request field whose value is assigned; None assigns every prediction by its id.
     """
@@ -82,6 +85,10 @@ class RolloutPlan:
         versions = [v.version for v in self.variants]
         if len(set(versions)) != len(versions):
             raise InvalidPlanError(f"A plan for {self.model!r} names a version twice: {versions}.")
+        if any(v.weight for v in self.variants if v.role == "standby"):
+            raise InvalidPlanError(
+                f"A standby of {self.model!r} has a weight.", remedy="Give it 0, or make it a canary or the champion."
+            )
         if any(not 0 < s.sample_rate <= 1 for s in self.shadows):
             raise InvalidPlanError(f"A shadow of {self.model!r} needs a sample rate in (0, 1].")
 
@@ -92,23 +99,37 @@ class RolloutPlan:
 
     @property
     def canary(self) -> Variant | None:
-        """The version on trial, if there is one."""
+        """The version on trial, if there is one; the first where there are several."""
         return next((v for v in self.variants if v.role == "canary"), None)
+
+    @property
+    def canaries(self) -> tuple[Variant, ...]:
+        """The versions on trial, in their order."""
+        return tuple(v for v in self.variants if v.role == "canary")
 
     def assign(self, unit: str) -> Variant:
         """Return the variant of a unit: the same one in every process, for as long as the shares stay.
 
-        Canaries take the low end of the unit interval and the champion the rest, so growing a canary's share only adds
-        units to it.
+        The first canary takes the low end of the unit interval, the second the high end and the champion what is
+        between, so that a share which grows takes units from the champion only and every other unit stays. No rule
+        that looks at the shares alone can do so for three canaries or more. These are drawn by weighted rendezvous
+        hashing (Schindelhauer & Schomaker 2005, "Weighted distributed hash tables", SPAA): each variant draws
+        ``-ln(u) / weight`` and the smallest wins. There, an arm that grows at the champion's cost loses no unit, and
+        few units change between the others.
         """
+        canaries = self.canaries
+        if len(canaries) > _INTERVALS:
+            return min((v for v in self.variants if v.weight > 0), key=lambda v: self._draw(v, unit))
         position = unit_position(self.salt, unit)
-        edge = 0.0
-        for variant in self.variants:
-            if variant.role == "canary":
-                edge += variant.weight
-                if position < edge:
-                    return variant
+        if canaries and position < canaries[0].weight:
+            return canaries[0]
+        if len(canaries) == _INTERVALS and position >= 1 - canaries[1].weight:
+            return canaries[1]
         return self.champion
+
+    def _draw(self, variant: Variant, unit: str) -> float:
+        position = unit_position(f"{self.salt}/{variant.version}", unit)
+        return -math.log1p(-min(position, _BELOW_ONE)) / variant.weight
 
 
 def unit_position(salt: str, unit: str) -> float:
@@ -129,8 +150,25 @@ def with_canary(plan: RolloutPlan, canary: Variant, share: float) -> RolloutPlan
     Raises:
         InvalidPlanError: The canary is the champion, or the share is out of range.
     """
-    champion = replace(plan.champion, weight=1 - share)
-    return replace(plan, variants=(champion, replace(canary, role="canary", weight=share)))
+    return with_canaries(plan, [(canary, share)])
+
+
+def with_canaries(plan: RolloutPlan, arms: Sequence[tuple[Variant, float]]) -> RolloutPlan:
+    """Return the plan with these versions on trial, each at its share; all others but the champion leave.
+
+    Raises:
+        InvalidPlanError: One is the champion or named twice, or the shares are out of range.
+    """
+    rest = 1 - sum(share for _, share in arms)
+    champion = replace(plan.champion, weight=0.0 if abs(rest) < 1e-12 else rest)
+    canaries = (replace(arm, role="canary", weight=share) for arm, share in arms)
+    return replace(plan, variants=(champion, *canaries))
+
+
+def with_standby(plan: RolloutPlan, standby: Variant) -> RolloutPlan:
+    """Return the plan in which the champion answers everything and another version is kept warm beside it."""
+    champion = replace(plan.champion, weight=1.0)
+    return replace(plan, variants=(champion, replace(standby, role="standby", weight=0.0)))
 
 
 def promoted(plan: RolloutPlan) -> RolloutPlan:

@@ -1,0 +1,286 @@
+"""The rollouts: where each stands, every transition it made, and the lease of the controller that may act on it.
+
+A transition writes the plan, the state, the history and the decision's id in one transaction. Two fences keep a
+controller that was away for too long from doing harm: its lease's token, and the numbers it read (the plan's revision
+and the rollout's transitions), both compared in that same transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter
+from sqlalchemy.dialects import postgresql, sqlite
+
+from trellis.adapters.database import engine
+from trellis.adapters.plan_store import PlanStore
+from trellis.decision import dumps
+from trellis.errors import LeaseHeldError, StaleRevisionError, StorageError
+from trellis.rollout.plan import RolloutPlan
+from trellis.rollout.state import Rollout, Transition
+
+_metadata = sa.MetaData()
+
+_rollouts = sa.Table(
+    "rollouts",
+    _metadata,
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("id", sa.String(255), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+)
+
+_transitions = sa.Table(
+    "rollout_transitions",
+    _metadata,
+    sa.Column("serial", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String(63), nullable=False, index=True),
+    sa.Column("id", sa.String(255), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("decision", sa.String(64), nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.UniqueConstraint("id", "number", name="one_transition_per_number"),
+)
+
+_leases = sa.Table(
+    "rollout_leases",
+    _metadata,
+    sa.Column("model", sa.String(63), primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+)
+
+_adapter = TypeAdapter(Rollout)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to act on a model's rollout, until it expires.
+
+    Attributes:
+        model: Whose rollout.
+        holder: Host, process and a number of its own.
+        token: Grows by one with every holder; a transition is refused under any but the newest.
+    """
+
+    model: str
+    holder: str
+    token: int
+
+
+class RolloutStore:
+    """Rollouts in the same SQL database as the plans; safe for many processes.
+
+    Args:
+        url: SQLAlchemy URL of the plan store.
+        clock: Seconds since the epoch, for leases.
+
+    Raises:
+        StorageError: The database cannot be opened.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
+        self._plans = PlanStore(url)
+        self._engine = engine(url)
+        self._clock = clock
+        with self._guarded():
+            try:
+                _metadata.create_all(self._engine)
+            except sa.exc.DatabaseError:
+                _metadata.create_all(self._engine)  # another process made them between our look and our try
+
+    def current(self, model: str) -> Rollout | None:
+        """Return the model's newest rollout, open or over; None where it never had one.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        query = sa.select(_rollouts.c.document).where(_rollouts.c.model == model)
+        with self._guarded(), self._engine.connect() as connection:
+            document = connection.execute(query).scalar()
+        return None if document is None else _adapter.validate_json(document)
+
+    def history(self, model: str) -> list[Transition]:
+        """Return every transition of every rollout of the model, oldest first.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        query = sa.select(_transitions).where(_transitions.c.model == model).order_by(_transitions.c.serial)
+        with self._guarded(), self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return [
+            Transition(_adapter.validate_json(r.document), r.at, r.who, r.why, r.decision, r.revision) for r in rows
+        ]
+
+    def commit(
+        self,
+        before: Rollout | None,
+        after: Rollout,
+        plan: RolloutPlan,
+        *,
+        expected_revision: int,
+        who: str,
+        why: str,
+        decision: str = "",
+        lease: Lease | None = None,
+    ) -> RolloutPlan:
+        """Write one transition: state, history and, where it changes, the plan, all or none of it.
+
+        Saying the same again is harmless, as with ``PlanStore.save``.
+
+        Args:
+            before: The newest rollout as it was read; None where the model never had one.
+            after: The rollout after the transition.
+            plan: The plan that goes with it.
+            expected_revision: The plan's revision as it was read.
+            who: ``platform`` or an operator's name.
+            why: The reason in one sentence.
+            decision: Id of the decision behind it.
+            lease: The controller's lease; None for an operator, whom only the numbers bind.
+
+        Returns:
+            The plan as it is stored now.
+
+        Raises:
+            StaleRevisionError: Plan or rollout changed since they were read; nothing was written.
+            LeaseHeldError: The lease is another's by now; nothing was written.
+            StorageError: The database refuses.
+        """
+        with self._guarded(), self._engine.begin() as connection:
+            if lease is not None:
+                self._check(connection, lease)
+            document = dumps(after)
+            if not self._claim(connection, before, after, document):
+                found = connection.execute(
+                    sa.select(_rollouts.c.document).where(_rollouts.c.model == after.model)
+                ).scalar()
+                stored = self._plans.stored(connection, after.model)
+                if found == document and stored is not None:
+                    return stored
+                raise StaleRevisionError(
+                    f"The rollout of {after.model!r} has moved since it was read.",
+                    where=self._where,
+                    remedy="Read it again, decide again.",
+                )
+            stored = self._plans.stored(connection, after.model)
+            revision = stored.revision if stored is not None else 0
+            if stored is None or not _same(stored, plan) or revision != expected_revision:
+                text = f"{decision}: {why}" if decision else why
+                stored = self._plans.write(connection, plan, expected_revision=expected_revision, who=who, why=text)
+            row = {"model": after.model, "id": after.id, "number": after.number, "document": document}
+            at = datetime.now(UTC).isoformat()
+            connection.execute(
+                _transitions.insert().values(
+                    **row, at=at, who=who, why=why, decision=decision, revision=stored.revision
+                )
+            )
+            return stored
+
+    @contextmanager
+    def lease(self, model: str, *, seconds: float = 30.0) -> Iterator[Lease]:
+        """Hold the right to act on a model's rollout.
+
+        It is free at the end of the block, after ``seconds``, or as soon as its holder, if a process of this machine,
+        is no more.
+
+        Raises:
+            LeaseHeldError: Another controller holds it.
+            StorageError: The database refuses.
+        """
+        holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        taken = self._take(model, holder, seconds)
+        try:
+            yield taken
+        finally:
+            ours = (_leases.c.model == model) & (_leases.c.token == taken.token)
+            with self._guarded(), self._engine.begin() as connection:
+                connection.execute(_leases.update().where(ours).values(holder="", expires=0.0))
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._plans.close()
+        self._engine.dispose()
+
+    def _take(self, model: str, holder: str, seconds: float) -> Lease:
+        until = self._clock() + seconds
+        with self._guarded(), self._engine.begin() as connection:
+            first = self._insert(_leases).values(model=model, holder="", token=0, expires=0.0)
+            connection.execute(first.on_conflict_do_nothing())  # the first statement writes, and so takes the lock
+            held = connection.execute(sa.select(_leases).where(_leases.c.model == model).with_for_update()).one()
+            # One that ends later than any taken now could was taken before the clock was set back: it counts as over.
+            if held.holder and held.expires > self._clock() and held.expires <= until and not _dead(held.holder):
+                raise LeaseHeldError(
+                    f"{held.holder} is acting on the rollout of {model!r}.",
+                    where=self._where,
+                    remedy=f"Try again in {held.expires - self._clock():.0f} s.",
+                )
+            token = held.token + 1
+            values = {"holder": holder, "token": token, "expires": until}
+            connection.execute(_leases.update().where(_leases.c.model == model).values(**values))
+        return Lease(model, holder, token)
+
+    def _check(self, connection: sa.Connection, lease: Lease) -> None:
+        ours = (_leases.c.model == lease.model) & (_leases.c.token == lease.token)
+        # An update and no read: it locks the row, so nobody takes the lease before this transaction ends.
+        if connection.execute(_leases.update().where(ours).values(holder=lease.holder)).rowcount != 1:
+            raise LeaseHeldError(
+                f"Another controller took the rollout of {lease.model!r} over.",
+                where=self._where,
+                remedy="Leave it to that one, or look again.",
+            )
+
+    def _claim(self, connection: sa.Connection, before: Rollout | None, after: Rollout, document: str) -> bool:
+        values = {"id": after.id, "number": after.number, "document": document}
+        if before is None:
+            insert = self._insert(_rollouts).values(model=after.model, **values).on_conflict_do_nothing()
+            return connection.execute(insert).rowcount == 1
+        was = (_rollouts.c.model == after.model) & (_rollouts.c.id == before.id) & (_rollouts.c.number == before.number)
+        return connection.execute(_rollouts.update().where(was).values(**values)).rowcount == 1
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StorageError(
+                f"The rollout store does not work: {cause}.",
+                where=self._where,
+                remedy="Check that the database is reachable and its disk has room.",
+            ) from error
+
+
+def _same(one: RolloutPlan, other: RolloutPlan) -> bool:
+    return (one.salt, one.variants, one.shadows, one.unit) == (other.salt, other.variants, other.shadows, other.unit)
+
+
+def _dead(holder: str) -> bool:
+    """Return whether the holder was a process of this machine that is no more; when in doubt it lives."""
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,74 @@
+"""The split over one, two and many canaries: sticky, as planned, monotone, independent between salts."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, chisquare
+
+from trellis.errors import InvalidPlanError
+from trellis.rollout.plan import RolloutPlan, Variant, first_plan, with_canaries, with_canary, with_standby
+
+BASE = first_plan("toy", Variant("0", "champion", 1.0, "/0", "0"), salt="s")
+UNITS = [f"user-{i}" for i in range(400)]
+
+
+def arm(version):
+    return Variant(version, "canary", 0.0, f"/{version}", version)
+
+
+def plan_of(weights, salt="s"):
+    return replace(with_canaries(BASE, [(arm(str(i + 1)), w) for i, w in enumerate(weights)]), salt=salt)
+
+
+def split(plan, units=UNITS):
+    return [plan.assign(unit).version for unit in units]
+
+
+@given(st.lists(st.floats(0.001, 0.2), min_size=1, max_size=5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_share_that_grows_at_the_champions_cost_loses_no_unit(weights, data):
+    index = data.draw(st.integers(0, len(weights) - 1))
+    more = list(weights)
+    more[index] = min(weights[index] + data.draw(st.floats(0, 0.5)), 1 - (sum(weights) - weights[index]))
+    before, after = split(plan_of(weights)), split(plan_of(more))
+    for old, new in zip(before, after, strict=True):
+        if old == str(index + 1):
+            assert new == old
+        elif len(weights) <= 2 and old != new:  # with two arms or one, nobody but the champion gives
+            assert (old, new) == ("0", str(index + 1))
+
+
+@pytest.mark.parametrize("weights", [(0.3,), (0.2, 0.3), (0.5, 0.5), (0.1, 0.2, 0.3), (0.05, 0.1, 0.15, 0.2, 0.3)])
+def test_the_split_is_as_planned_and_independent_between_salts(weights):
+    units = [f"u{i}" for i in range(20_000)]
+    one, two = split(plan_of(weights, "a"), units), split(plan_of(weights, "b"), units)
+    names = [v.version for v in plan_of(weights).variants if v.weight > 0]
+    expected = [v.weight * len(units) for v in plan_of(weights).variants if v.weight > 0]
+    assert chisquare([one.count(n) for n in names], expected).pvalue > 0.001
+    pairs = list(zip(one, two, strict=True))
+    table = [[pairs.count((a, b)) for b in names] for a in names]
+    assert chi2_contingency(table).pvalue > 0.001
+    assert split(plan_of(weights, "a"), units[:500]) == one[:500]
+
+
+def test_one_canary_keeps_the_low_end_when_a_second_joins():
+    """What was sticky yesterday stays: the second arm takes from the champion's end."""
+    alone, beside = split(with_canary(BASE, arm("1"), 0.3)), split(plan_of((0.3, 0.3)))
+    assert all(new == "1" for old, new in zip(alone, beside, strict=True) if old == "1")
+    assert beside.count("2") > 80
+
+
+def test_plans_that_make_no_sense_are_refused():
+    with pytest.raises(InvalidPlanError, match="sum"):
+        plan_of((0.7, 0.7))
+    with pytest.raises(InvalidPlanError, match="twice"):
+        with_canaries(BASE, [(arm("1"), 0.1), (arm("1"), 0.1)])
+    with pytest.raises(InvalidPlanError, match="twice"):
+        with_standby(BASE, arm("0"))
+    with pytest.raises(InvalidPlanError, match="standby"):
+        RolloutPlan("toy", 0, "s", (replace(BASE.champion, weight=0.9), Variant("1", "standby", 0.1, "/", "1")))
+    with pytest.raises(InvalidPlanError, match="one champion"):
+        RolloutPlan("toy", 0, "s", (Variant("1", "canary", 1.0, "/", "1"),))
+    assert sum(v.weight for v in plan_of((1 / 3, 1 / 3, 1 / 3)).variants) == pytest.approx(1)
