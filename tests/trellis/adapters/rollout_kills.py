@@ -1,0 +1,122 @@
+"""Play one rollout again and again, killed at random SQL statements until it gets through; prints what was seen.
+
+Every controller is a process of its own, forked off one that has imported everything, and ends by ``os._exit``: nothing
+is flushed, no transaction ended, no lease given back.
+"""
+
+import json
+import os
+import random
+import sys
+import traceback
+from collections import Counter
+
+import sqlalchemy as sa
+
+from trellis.adapters.database import engine
+from trellis.adapters.rollout_controller import RolloutController
+from trellis.contract import RolloutPolicy
+from trellis.decision import Check, Verdict, dumps
+from trellis.rollout.plan import Variant, first_plan
+
+POLICY = RolloutPolicy(steps=(0.1, 0.25, 0.5), shadow_rate=0.2)
+READY = Verdict("HOLD", "go on", (Check("ready_to_step", True, "ready"),))
+STORY = (
+    (None, 1), (None, 2), (READY, 3), (Verdict("HOLD", "wait"), 4), (READY, 5), (Verdict("PROMOTE", "as good"), 6),
+)  # fmt: skip
+KILLED = 9
+
+
+def play(url):
+    """Do what is left of the story: start it if it is not there, and take every look from the last move on again."""
+    controller = RolloutController(url)
+    if controller.plans.current("toy") is None:
+        one = Variant("1", "champion", 1.0, "/1", "d1")
+        controller.plans.save(first_plan("toy", one, salt="s"), expected_revision=0, who="platform", why="first")
+    if controller.store.current("toy") is None:
+        controller.start("toy", [Variant("2", "canary", 0.0, "/2", "d2")], POLICY, who="anna", why="try", gate="gate-1")
+    for verdict, day in STORY:
+        now = f"2013-07-{day:02d}T00:00:00+00:00"
+        if now >= controller.store.current("toy").moved_at:
+            controller.look("toy", verdict, POLICY, now, who="platform", decision=f"d-{day}")
+
+
+def written(url):
+    """Return all that the story left, but for the wall clock."""
+    controller = RolloutController(url)
+    plans = [(c.plan, c.who, c.why) for c in controller.plans.history("toy")]
+    moves = [(t.state, t.who, t.why, t.decision, t.revision) for t in controller.store.history("toy")]
+    with controller.store.lease("toy"):  # no lease is left behind
+        pass
+    return dumps([plans, moves, controller.plans.current("toy"), controller.store.current("toy")])
+
+
+def controller_process(url, draw, place):
+    """Run one controller that is killed after a random number of events, and return how it ended."""
+    left = draw.randrange(90)
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def maybe(moment):
+        def event(*args):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                text = " ".join(str(args[2]).split()[:3]) if len(args) > 2 else ""
+                os.write(place, f"{moment} {text}\n".encode())
+                os._exit(KILLED)
+
+        return event
+
+    status = 1
+    try:
+        made = engine(url)
+        for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
+            sa.event.listen(made, moment, maybe(moment))
+        play(url)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def main():
+    """Kill until there were enough, and through to the end of the last rollout."""
+    home, wanted = sys.argv[1], int(sys.argv[2])
+    draw = random.Random(20130701)
+    undisturbed = f"sqlite:///{home}/undisturbed.db"
+    if os.fork() == 0:
+        play(undisturbed)
+        os._exit(0)
+    os.wait()
+    kills, rollouts, ends, places = 0, 0, set(), Counter()
+    reading, writing = os.pipe()
+    while kills < wanted:
+        url = f"sqlite:///{home}/{rollouts}.db"
+        rollouts += 1
+        status = KILLED
+        while status == KILLED:
+            status = controller_process(url, draw, writing)
+            if status == KILLED:
+                kills += 1
+                places[os.read(reading, 1_000).decode().strip()] += 1
+            elif status:
+                sys.exit(f"a controller failed with status {status}")
+        ends.add(written(url))
+    print(
+        json.dumps(
+            {
+                "kills": kills,
+                "rollouts": rollouts,
+                "places": places,
+                "ends": sorted(ends),
+                "undisturbed": written(undisturbed),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
