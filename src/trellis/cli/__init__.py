@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import decisions, models, rooms
+from trellis.cli import batch, decisions, models, rooms
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(decisions.rollout, name="rollout")
 decisions.add_to(app)
+batch.add_to(app)
 rooms.add_to(app)
 
 
