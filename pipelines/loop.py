@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -80,7 +81,11 @@ def look(model: str, until: str, report: bool = True) -> Look:
 def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     """Decide whether to train again, from what the look found, the trainings so far and the labels since."""
     policy = plugin_named(model).spec.retrain
-    trained = _trained(model)
+    earlier = decisions().list(model, "retrain")
+    taken = next((d for d in earlier if d.at == now and d.verdict.outcome == "RETRAIN"), None)
+    if taken is not None:  # this turn was killed, or is run again: what was decided is finished, not weighed anew
+        return taken
+    trained = _trained(model, earlier)
     inputs = RetrainInputs(
         model=model,
         now=now,
@@ -127,14 +132,14 @@ def turn_loop(
     return Turn(found, decision, train_model(model, seeded, since=since, until=now, tables=tables))
 
 
-def _trained(model: str) -> tuple[str, ...]:
+def _trained(model: str, earlier: Sequence[Decision]) -> tuple[str, ...]:
     """Return until when the champion's data reach, and when the loop has trained since, oldest first.
 
     What people train by hand counts for neither cooldown nor budget: both bound what the loop does by itself.
     """
     plan = plans().current(model)
     until = registry().version(model, plan.champion.version).tags.get("until", "") if plan else ""
-    loops = [d.at for d in decisions().list(model, "retrain") if d.verdict.outcome == "RETRAIN"]
+    loops = [d.at for d in earlier if d.verdict.outcome == "RETRAIN"]
     return tuple(sorted({*loops, *([until] if until else [])}))
 
 

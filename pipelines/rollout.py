@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,8 +17,10 @@ from pipelines.steps import flow, step
 from pipelines.stores import decisions, plans, registry
 from trellis.adapters.plan_store import Change
 from trellis.adapters.prediction_log import read_labels, read_predictions
+from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
+from trellis.errors import StaleRevisionError
 from trellis.gates import GateInputs, paired_difference
 from trellis.ledger import join
 from trellis.metrics import row_loss
@@ -27,14 +29,12 @@ from trellis.rollout import (
     LossStream,
     RolloutPlan,
     exposures_of,
-    next_share,
-    promoted,
     ready_to_step,
-    with_canary,
-    without_canary,
 )
 from trellis.rollout.verdict import decide
 from trellis.settings import settings
+
+_SAME_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -107,28 +107,39 @@ def follow_verdict(model: str, decision: Decision) -> int:
     plan = plans().current(model)
     if plan is None or plan.canary is None:
         return plan.revision if plan else 0
-    outcome = decision.verdict.outcome
-    after: RolloutPlan | None = None
-    if outcome == "PROMOTE":
-        after = promoted(plan)
-    elif outcome in ("ROLL_BACK", "INCONCLUSIVE"):
-        after = without_canary(plan)
-    else:
-        policy = plugin_named(model).spec.rollout
+    policy = plugin_named(model).spec.rollout
+    verdict = decision.verdict
+    if decision.kind == "canary":
         inputs = TypeAdapter(CanaryInputs).validate_json(dumps(decision.inputs["inputs"]))
-        share = next_share(policy, plan.canary.weight)
-        if share is not None and ready_to_step(inputs, policy).passed:
-            after = with_canary(plan, plan.canary, share)
-    if after is not None:
-        why = f"{decision.id}: {decision.verdict.reason}"
-        after = plans().save(after, expected_revision=plan.revision, who=decision.who, why=why)
+        if abs(inputs.share - plan.canary.weight) > _SAME_SHARE:
+            raise StaleRevisionError(
+                f"{decision.id} weighed the canary of {model!r} at a share of {inputs.share:g}, which is "
+                f"{plan.canary.weight:g} by now.",
+                remedy="Look again.",
+            )
+        verdict = replace(verdict, checks=(*verdict.checks, ready_to_step(inputs, policy)))
+    after, _why = _controller().look(
+        model, verdict, policy, decision.at, who=decision.who, decision=decision.id, revision=plan.revision
+    )
     mirror(model)
-    return (after or plan).revision
+    return after.revision
+
+
+@step(keep=False)
+def pass_time(model: str, now: str) -> int:
+    """Move a rollout in a stage that waits for time and no verdict: in the shadow, warm, or in the rollback window.
+
+    Returns:
+        The revision of the plan afterwards.
+    """
+    plan, _why = _controller().look(model, None, plugin_named(model).spec.rollout, now, who="platform")
+    mirror(model)
+    return plan.revision
 
 
 @flow
 def advance_rollout(model: str, now: str) -> Decision | None:
-    """Look at the canary once and follow the verdict.
+    """Look at the canary once and follow the verdict; a look that has moved the plan already is not taken twice.
 
     Args:
         model: Whose rollout.
@@ -138,9 +149,14 @@ def advance_rollout(model: str, now: str) -> Decision | None:
         The decision, or None where no canary is on trial.
     """
     mirror(model)
+    followed = _followed(model, now)
+    if followed is not None:
+        return followed
     decision = weigh_canary(model, now)
     if decision is not None:
         follow_verdict(model, decision)
+    elif plans().current(model) is not None:
+        pass_time(model, now)
     return decision
 
 
@@ -150,12 +166,11 @@ def mirror(model: str) -> None:
     if not history:
         return
     plan = history[-1].plan
-    seen = {v.version for change in history for v in change.plan.variants}
+    seen = {v.version for change in history for v in (*change.plan.variants, *change.plan.shadows)}
     champions = {change.plan.champion.version for change in history}
     wanted = {version: ("retired" if version in champions else "rolled back") for version in seen}
-    wanted[plan.champion.version] = "champion"
-    if plan.canary:
-        wanted[plan.canary.version] = "canary"
+    wanted |= {shadow.version: "shadow" for shadow in plan.shadows}
+    wanted |= {variant.version: variant.role for variant in plan.variants}
     store = registry()
     for version in store.versions(model):
         if version.version in wanted and version.stage != wanted[version.version]:
@@ -166,6 +181,22 @@ def mirror(model: str) -> None:
             store.drop_alias(model, alias)
         elif found is None or found.version != variant.version:
             store.set_alias(model, alias, variant.version)
+
+
+def _controller() -> RolloutController:
+    return RolloutController(settings().database_url)
+
+
+def _followed(model: str, now: str) -> Decision | None:
+    """Return the canary's decision that the plan stands on, if it was taken at ``now`` or later."""
+    history = plans().history(model)
+    if not history:
+        return None
+    found = history[-1].why.partition(":")[0]
+    if not found.startswith("canary-"):
+        return None
+    decision = decisions().get(found)
+    return decision if datetime.fromisoformat(decision.at) >= datetime.fromisoformat(now) else None
 
 
 def _inputs(

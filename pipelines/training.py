@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
 from pipelines.plugins import plugin_named
+from pipelines.rollout import mirror
 from pipelines.splits import split
 from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
 from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
+from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks
@@ -217,7 +219,7 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
 
 @step()
 def gate(candidate: Candidate, evaluation: Evaluation, at: str) -> Decision:
-    """Decide whether the candidate may take traffic."""
+    """Decide whether the candidate may take traffic; ``at`` is now where it is empty, and kept with the decision."""
     policy = plugin_named(candidate.model).spec.gates
     verdict = decide_gate(evaluation.evidence, policy)
     subject = f"{candidate.recipe.name} {candidate.digest[:8]}" + (
@@ -227,7 +229,7 @@ def gate(candidate: Candidate, evaluation: Evaluation, at: str) -> Decision:
         "gate",
         model=candidate.model,
         subject=subject,
-        at=at,
+        at=at or _now(),
         inputs=evaluation.evidence,
         policy=policy,
         verdict=verdict,
@@ -286,10 +288,12 @@ def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
     stage = {"PROMOTE": "candidate", "HOLD": "held"}.get(decision.verdict.outcome, "rejected")
     plan = plans().current(model)
     named = plan is not None and version.version in {v.version for v in plan.variants}
-    if stage != "candidate" or named:
-        if stage != "candidate":
-            registry().set_stage(model, version.version, stage)
-        return plan.revision if plan is not None and named else 0
+    if named:
+        mirror(model)  # a kill may have come between the plan and the registry
+        return plan.revision if plan is not None else 0
+    if stage != "candidate":
+        registry().set_stage(model, version.version, stage)
+        return 0
     policy = plugin_named(model).spec.rollout
     variant = Variant(version.version, "champion", 1.0, version.path, version.digest)
     if plan is None:
@@ -303,9 +307,7 @@ def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
         who="platform",
         why=f"{decision.id}: {decision.verdict.reason}",
     )
-    alias, stage = ("champion", "champion") if plan is None else ("challenger", "canary")
-    registry().set_alias(model, alias, version.version)
-    registry().set_stage(model, version.version, stage)
+    mirror(model)
     return saved.revision
 
 
@@ -335,20 +337,29 @@ def train_model(
     data = training_set or prepare_data(model, since, until, tables)
     candidate = train(model, code, data, chosen)
     report = conformance(candidate, code)
-    evaluation = evaluate(candidate, champion_of(model))
-    decision = gate(candidate, evaluation, at=at or data.until or _now())
+    evaluation = evaluate(candidate, rival_of(plans().history(model), candidate.digest))
+    decision = gate(candidate, evaluation, at=at or data.until)
     version = register(candidate, evaluation, decision, report)
     revision = plan_rollout(model, version, decision)
     verdict = decision.verdict
     return Outcome(version.version, decision.id, verdict.outcome, verdict.reason, evaluation.metrics, revision)
 
 
-def champion_of(model: str) -> Rival | None:
-    """Return the version that answers now, or None."""
-    plan = plans().current(model)
-    if plan is None:
-        return None
-    return Rival(plan.champion.version, plan.champion.location, plan.champion.digest)
+def rival_of(history: Sequence[Change], digest: str) -> Rival | None:
+    """Return the champion that a candidate has to be compared with, or None where it has no rival.
+
+    That is the current one. But where the plan has the candidate already, because its flow was killed after planning or
+    is run again, it is the champion of the time when it came in: a candidate is never compared with itself.
+
+    Args:
+        history: Every change of the model's plan, oldest first.
+        digest: Of the candidate's artifact.
+    """
+    for change in reversed(history):
+        if all(variant.digest != digest for variant in change.plan.variants):
+            champion = change.plan.champion
+            return Rival(champion.version, champion.location, champion.digest)
+    return None
 
 
 def _reference(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset, unseen: Dataset) -> str:
