@@ -118,7 +118,7 @@ def follow_verdict(model: str, decision: Decision) -> int:
                 remedy="Look again.",
             )
         verdict = replace(verdict, checks=(*verdict.checks, ready_to_step(inputs, policy)))
-    after, _why = _controller().look(
+    after, _why = controller().look(
         model, verdict, policy, decision.at, who=decision.who, decision=decision.id, revision=plan.revision
     )
     mirror(model)
@@ -132,7 +132,7 @@ def pass_time(model: str, now: str) -> int:
     Returns:
         The revision of the plan afterwards.
     """
-    plan, _why = _controller().look(model, None, plugin_named(model).spec.rollout, now, who="platform")
+    plan, _why = controller().look(model, None, plugin_named(model).spec.rollout, now, who="platform")
     mirror(model)
     return plan.revision
 
@@ -183,7 +183,8 @@ def mirror(model: str) -> None:
             store.set_alias(model, alias, variant.version)
 
 
-def _controller() -> RolloutController:
+def controller() -> RolloutController:
+    """Return the controller of the settings' store."""
     return RolloutController(settings().database_url)
 
 

@@ -10,7 +10,7 @@ from trellis.adapters.plan_store import Change, PlanStore
 from trellis.adapters.rollout_store import Lease, RolloutStore
 from trellis.contract import RolloutPolicy
 from trellis.decision import Verdict
-from trellis.errors import ExpiredRolloutError, RolloutBusyError, RolloutError
+from trellis.errors import ExpiredRolloutError, RolloutBusyError, RolloutError, StaleRevisionError
 from trellis.rollout.plan import RolloutPlan, Variant, previous_champion
 from trellis.rollout.state import (
     Rollout,
@@ -85,9 +85,25 @@ class RolloutController:
             return begun
 
     def look(
-        self, model: str, verdict: Verdict | None, policy: RolloutPolicy, now: str, *, who: str, decision: str = ""
+        self,
+        model: str,
+        verdict: Verdict | None,
+        policy: RolloutPolicy,
+        now: str,
+        *,
+        who: str,
+        decision: str = "",
+        revision: int | None = None,
     ) -> tuple[RolloutPlan, str]:
         """Move a rollout as a verdict and the time say, by one transition at most.
+
+        Args:
+            model: Whose rollout.
+            verdict, now: See ``next_state``.
+            policy: The model's rollout policy.
+            who: ``platform`` or an operator's name.
+            decision: Id of the decision that holds the verdict.
+            revision: Revision of the plan that the verdict is about; None to take whatever is there.
 
         Returns:
             The plan afterwards, and why it is so.
@@ -100,6 +116,11 @@ class RolloutController:
         """
         with self.store.lease(model, seconds=self._seconds) as lease:
             state, plan = self._read(model, policy, lease)
+            if revision is not None and plan.revision != revision:
+                raise StaleRevisionError(
+                    f"The verdict is about revision {revision} of the plan of {model!r}, which is at {plan.revision}.",
+                    remedy="Look again.",
+                )
             if state is None or state.final:
                 return plan, "No rollout is going on."
             move = next_state(state, verdict, policy, now)

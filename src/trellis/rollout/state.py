@@ -27,6 +27,8 @@ Stage = Literal["shadow", "warm", "trial", "window", "champion", "rolled_back", 
 FINAL: frozenset[str] = frozenset({"champion", "rolled_back", "aborted", "superseded"})
 # Moves of a bandit's weights below this are not worth a revision of the plan.
 _LEAST_MOVE = 0.005
+# Of a rollout that went into the shadow under a policy which has no shadow any more.
+_SHADOW_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def plan_for(state: Rollout, plan: RolloutPlan, policy: RolloutPolicy) -> Rollou
     old = replace(state.champion, role="champion", weight=1.0)
     base = replace(plan, salt=state.salt, variants=(old,), shadows=others)
     if state.stage == "shadow":
-        watched = (Shadow(c.version, policy.shadow_rate, c.location, c.digest) for c in state.candidates)
+        watched = (Shadow(c.version, policy.shadow_rate or _SHADOW_RATE, c.location, c.digest) for c in state.candidates)
         return replace(base, shadows=(*others, *watched))
     if state.stage == "warm":
         return with_standby(base, state.newcomer)

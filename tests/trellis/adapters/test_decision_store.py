@@ -13,7 +13,13 @@ from trellis.errors import RegistryError
 def _decision(at: str = "2013-07-01T00:00:00Z", value: float = 0.1 + 0.2):
     verdict = Verdict("PROMOTE", "Because.", (Check("c", True, "0.3 < 1", value, 1.0),), {"rows": 3.0})
     return decision_of(
-        "gate", model="toy", subject="v1", at=at, inputs={"x": value, "blocks": (1, 2)}, policy={"m": 1}, verdict=verdict
+        "gate",
+        model="toy",
+        subject="v1",
+        at=at,
+        inputs={"x": value, "blocks": (1, 2)},
+        policy={"m": 1},
+        verdict=verdict,
     )
 
 

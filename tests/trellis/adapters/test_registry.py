@@ -28,9 +28,7 @@ def registry(tmp_path_factory) -> ModelRegistry:
 @pytest.fixture
 def artifact(tmp_path: Path):
     (tmp_path / "m.json").write_text("[1]")
-    manifest = seal(
-        tmp_path, model="toy", plugin_version="1", recipe="default", seed=1, inputs=("x",), outputs=("y",)
-    )
+    manifest = seal(tmp_path, model="toy", plugin_version="1", recipe="default", seed=1, inputs=("x",), outputs=("y",))
     return tmp_path, manifest
 
 

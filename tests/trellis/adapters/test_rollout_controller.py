@@ -170,6 +170,8 @@ def test_numbers_that_were_read_too_early_are_refused(controller):
         controller.store.commit(fresh, after, plan_for(after, plan, POLICY), **write | {"expected_revision": 1})
     with pytest.raises(StaleRevisionError):
         controller.store.commit(None, after, plan, **write)
+    with pytest.raises(StaleRevisionError, match="about revision 1 of the plan"):
+        look(controller, BACK, 2, revision=1)
     assert everything(controller) == before
     done = controller.store.commit(fresh, after, plan_for(after, plan, POLICY), **write)
     assert controller.store.commit(fresh, after, plan_for(after, plan, POLICY), **write) == done  # said again

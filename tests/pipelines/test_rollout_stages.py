@@ -1,0 +1,162 @@
+"""Rollouts through the flow, on a prediction log with a known law: canary, shadow, blue-green and operators between."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODEL = "toy_binary"
+START = datetime(2013, 6, 1, tzinfo=UTC)
+
+
+def at(days: float) -> str:
+    return (START + timedelta(days=days)).isoformat()
+
+
+def variant(version):
+    from trellis.rollout import Variant
+
+    return Variant(version, "canary", 0.0, f"/a/{version}", f"d{version}")
+
+
+@pytest.fixture
+def world(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """A champion that answers; the registry, which is not what is tested, is left out."""
+    from pipelines import rollout
+    from pipelines.plugins import plugin_named
+    from pipelines.stores import plans
+    from trellis.rollout import first_plan
+
+    monkeypatch.setattr(rollout, "mirror", lambda model: None)
+    plans().save(first_plan(MODEL, variant("1"), salt="s"), expected_revision=0, who="platform", why="first")
+    plugin = plugin_named(MODEL)
+
+    def declare(**policy):
+        spec = replace(plugin.spec, rollout=replace(plugin.spec.rollout, **policy))
+        monkeypatch.setattr(type(plugin), "spec", spec)
+        return spec.rollout
+
+    return declare
+
+
+@pytest.fixture
+def traffic(home: Path):
+    """Answer and label a day of requests under the plan as it is; a version in ``bad`` predicts the opposite."""
+    from pipelines.stores import plans
+    from trellis.adapters.prediction_log import LabelLog, PredictionLog
+
+    rng = np.random.default_rng(5)
+
+    def serve(day: float, bad: tuple[str, ...] = (), rows: int = 600) -> None:
+        plan = plans().current(MODEL)
+        predictions, labels = (made(home, MODEL, flush_seconds=1) for made in (PredictionLog, LabelLog))
+        for i in range(rows):
+            moment = START + timedelta(days=day + i / rows / 2)
+            key = f"{day}-{i}"
+            chosen = plan.assign(key)
+            truth = int(rng.random() < 0.5)
+            right = rng.random() < (0.2 if chosen.version in bad else 0.8)
+            score = 0.8 if bool(truth) == right else 0.2
+            common = {"time": moment.isoformat(), "received_at": moment.isoformat()}
+            predictions.append(
+                {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "unit": key, **common}
+                | {"revision": plan.revision, "request": {"x": 1.0}, "features": {}, "feature_times": {}}
+                | {"overrides": [], "outputs": {"probability": score}, "latency_ms": 1.0}
+            )
+            labels.append({"id": key, "value": "yes" if truth else "no", "observed_at": moment.isoformat()} | common)
+        predictions.close()
+        labels.close()
+
+    return serve
+
+
+def start(policy, *versions, **more):
+    from pipelines.rollout import controller
+
+    return controller().start(MODEL, [variant(v) for v in versions], policy, who="anna", why="try", **more)
+
+
+def look(day: float):
+    from pipelines.rollout import advance_rollout
+    from pipelines.stores import plans
+
+    decision = advance_rollout(MODEL, at(day))
+    return (decision.verdict.outcome if decision else None), plans().current(MODEL)
+
+
+def story(days, traffic, bad=()):
+    """Serve and look day by day until the rollout is over; return the outcomes and the last plan."""
+    from pipelines.rollout import controller
+
+    outcomes = []
+    for day in range(days):
+        traffic(day, bad)
+        outcome, plan = look(day + 0.9)
+        outcomes.append(outcome)
+        if controller().store.current(MODEL).final:
+            break
+    return outcomes, plan
+
+
+def test_a_shadow_then_a_canary_then_a_champion(world, traffic):
+    from pipelines.rollout import controller
+
+    policy = world(steps=(0.2, 0.5), shadow_rate=0.5, shadow_days=1.0)
+    start(policy, "2")
+    outcomes, plan = story(20, traffic)
+    assert outcomes[:2] == [None, None]  # in the shadow
+    assert outcomes[-1] == "PROMOTE"
+    assert plan.champion.version == "2"
+    moves = [(t.state.stage, t.state.step) for t in controller().store.history(MODEL)]
+    assert moves == [("shadow", 0), ("shadow", 0), ("trial", 0), ("trial", 1), ("champion", 1)]
+    decided = controller().store.history(MODEL)[-1]
+    assert decided.decision.startswith("canary-")
+    # A look taken again changes nothing.
+    before = controller().plans.history(MODEL)
+    assert look(19.9)[1] == plan
+    assert controller().plans.history(MODEL) == before
+
+
+def test_a_bad_canary_is_rolled_back_and_a_paused_one_waits(world, traffic):
+    from pipelines.rollout import controller
+
+    policy = world(steps=(0.2, 0.5))
+    start(policy, "2")
+    controller().override(MODEL, "pause", policy, who="anna", why="the labels are late")
+    traffic(0, ("2",))
+    outcome, plan = look(0.9)
+    assert outcome == "ROLL_BACK"
+    assert plan.canary is not None  # decided and recorded, but paused
+    controller().override(MODEL, "resume", policy, who="anna", why="they came", now=at(0.95))
+    outcome, plan = look(1.0)
+    assert (outcome, plan.canary, plan.champion.version) == ("ROLL_BACK", None, "1")
+
+
+def test_blue_green_switches_at_once_and_keeps_the_old_version_warm(world, traffic):
+    policy = world(strategy="blue_green", rollback_days=2.0)
+    start(policy, "2")
+    traffic(0)
+    look(0.9)
+    _, plan = look(1.0)
+    assert [(v.version, v.role) for v in plan.variants] == [("2", "champion"), ("1", "standby")]
+    _, plan = look(3.0)
+    assert [(v.version, v.role) for v in plan.variants] == [("2", "champion")]
+
+
+def test_a_verdict_on_another_share_is_stale(world, traffic):
+    from pipelines.rollout import follow_verdict, weigh_canary
+    from pipelines.stores import plans
+    from trellis.errors import StaleRevisionError
+    from trellis.rollout import with_canary
+
+    world(steps=(0.2, 0.5))
+    plan = plans().current(MODEL)
+    one = plans().save(with_canary(plan, variant("2"), 0.2), expected_revision=1, who="platform", why="gate: good")
+    traffic(0)
+    decision = weigh_canary(MODEL, at(0.9))
+    two = plans().save(with_canary(one, variant("2"), 0.5), expected_revision=2, who="anna", why="faster")
+    with pytest.raises(StaleRevisionError, match="at a share"):
+        follow_verdict(MODEL, decision)
+    assert plans().current(MODEL) == two
