@@ -23,7 +23,8 @@ TrellisError
 │   ├── LeaseHeldError          another controller is acting on the model
 │   ├── ExpiredRolloutError     the rollout is over, or past its deadline
 │   └── ClockError              the time given cannot follow what was recorded
-└── StorageError                the disk or a store refused a write
+├── StorageError                the disk or a store refused a write
+└── UnavailableError            a service does not answer just now (seen from a client)
 """
 
 from __future__ import annotations
@@ -159,6 +160,10 @@ class ClockError(RolloutError):
 
 class StorageError(TrellisError):
     """The disk or a store refused a write; nothing was half written."""
+
+
+class UnavailableError(TrellisError):
+    """A service does not answer just now; the same call may succeed later."""
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trellis.contract import Batch, Predictor
-from trellis.errors import ConfigError, ContractError, DataError, RequestError, StorageError
+from trellis.errors import ConfigError, ContractError, DataError, RequestError, RolloutError, StorageError
 from trellis.patterns import BatchModel, begun_version, predict_batch
 from trellis.patterns.files import tables
 
@@ -306,7 +306,17 @@ def test_the_command_names_what_is_wrong(files, command):
     done = subprocess.run(line, **options, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("trellis: row 5, carrier: should be one of '9E'")
-    unknown = subprocess.run([*line, "--version", "99"], **options, capture_output=True, text=True)
-    assert unknown.returncode == 1
-    assert "has no version '99'" in unknown.stderr
-    assert "Traceback" not in unknown.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_version_that_has_served_needs_no_registry(files, command, monkeypatch):
+    from trellis import settings
+    from trellis.cli.batch import locate
+
+    for name, value in command[1]["env"].items():
+        if name.startswith("TRELLIS_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("trellis.cli.batch.settings", settings.load_settings)
+    assert locate("flight_delay", "7") == locate("flight_delay", None)
+    with pytest.raises(RolloutError, match="'digits' has no rollout plan"):
+        locate("digits", None)
