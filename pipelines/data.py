@@ -1,4 +1,4 @@
-"""Data: ingest → snapshot → validate and quarantine → build features → training set."""
+"""Data: ingest → snapshot → validate and quarantine → build features → materialise → training set."""
 
 from __future__ import annotations
 
@@ -184,6 +184,18 @@ def build_features(model: str, validated: Validated, code: str) -> Features:
     return Features(**record)
 
 
+@step(keep=False)
+def materialize(model: str, until: str) -> dict[str, int]:
+    """Bring the online store up to what was known at ``until``, or now; what is there and newer stays.
+
+    Returns:
+        How many keys were written, per view.
+    """
+    if plugin_named(model).spec.feature_service is None:
+        return {}
+    return feature_store().materialize(datetime.fromisoformat(until) if until else datetime.now(UTC))
+
+
 @step(intact=_set_intact)
 def build_training_set(
     model: str, validated: Validated, features: Features, code: str, since: str, until: str
@@ -226,6 +238,7 @@ def prepare_data(model: str, since: str = "", until: str = "", tables: Tables | 
     raw = tables or ingest(model)
     validated = validate(model, raw, suites_digest(model))
     features = build_features(model, validated, code)
+    materialize(model, until)
     return build_training_set(model, validated, features, code, since, until)
 
 

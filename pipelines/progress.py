@@ -11,6 +11,7 @@ _WORDS = {
     "ingest": "fetching raw tables",
     "validate": "validating every row",
     "build_features": "building feature tables",
+    "materialize": "bringing the online store up to date",
     "build_training_set": "joining features as they were known",
     "train": "training",
     "conformance": "checking the plug-in's conformance",
