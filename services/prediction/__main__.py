@@ -35,15 +35,12 @@ def address(config: Settings) -> tuple[str, int]:
 def environment(config: Settings, workers: int) -> dict[str, str]:
     """Return what BentoML has to find in the environment before it is imported.
 
-    Its access log, tracing and own metrics are off: each costs more than a prediction, and the
-    service counts and limits for itself.
+    Its access log and own metrics are off, because the service counts for itself.
     """
     options = {
         "api_server.logging.access.enabled": "false",
         "api_server.metrics.enabled": "false",
         "tracing.excluded_urls": ".*",
-        # A timer per request is never cancelled and keeps the request alive until it fires: let it fire soon.
-        "services.trellis.traffic.timeout": "10",
         "services.trellis.workers": str(workers),
     }
     return {

@@ -91,7 +91,7 @@ class Answerer:
             raise
         for variant in {v.version: v for v in answered}.values():
             many = sum(v.version == variant.version for v in answered)
-            self._metrics.predictions.labels(model.name, variant.version, variant.role).inc(many)
+            self._metrics.predicted(model.name, variant.version, variant.role, many)
         one = answered[0] if len({v.version for v in answered}) == 1 else None
         return {
             "model": model.name,
@@ -156,7 +156,7 @@ class Answerer:
     def _timed(self, model: ModelRuntime, version: LoadedVersion, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
         started = time.perf_counter()
         outputs = score(model.spec, version, inputs)
-        self._metrics.score_seconds.labels(model.name, version.version).observe(time.perf_counter() - started)
+        self._metrics.scored(model.name, version.version, time.perf_counter() - started)
         return outputs
 
     def _warn(self, model: str, version: str, error: ContractError) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
 
 import trellis
 from services.prediction import openapi, v2
@@ -28,7 +29,7 @@ from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
-from services.prediction.web import answered, http_error, json_response, read_json_body
+from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
 from trellis.decision import to_json_value
 from trellis.errors import RequestError
@@ -103,28 +104,33 @@ class PredictionService:
         """Whether every model with a plan can be answered."""
         return self.models.ready
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """Return the ASGI application."""
+
+        def endpoint(handler: Callable[[Scope, bytes], Awaitable[bytes]]) -> JsonEndpoint:
+            return JsonEndpoint(handler, self._limits.max_body_bytes, self.metrics, self.models.__contains__)
+
+        predict, infer = endpoint(self._predict), endpoint(self._v2_infer)
 
         def route(path: str, handler: Any, method: str = "GET") -> Route:
             return Route(path, answered(handler, self.metrics, self.models.__contains__), methods=[method])
 
-        return Starlette(
+        app = Starlette(
             routes=[
                 route("/", self._index),
                 route("/v1/models", self._list),
                 route("/v1/models/{model}", self._show),
-                route("/v1/models/{model}/predict", self._predict, "POST"),
-                route("/v1/models/{model}/labels", self._take_labels, "POST"),
+                Route("/v1/models/{model}/predict", predict, methods=["POST"]),
+                Route("/v1/models/{model}/labels", endpoint(self._take_labels), methods=["POST"]),
                 route("/v2", self._v2_server),
                 route("/v2/health/live", self._v2_live),
                 route("/v2/health/ready", self._v2_ready),
                 route("/v2/models/{model}", self._v2_model),
                 route("/v2/models/{model}/ready", self._v2_model_ready),
-                route("/v2/models/{model}/infer", self._v2_infer, "POST"),
+                Route("/v2/models/{model}/infer", infer, methods=["POST"]),
                 route("/v2/models/{model}/versions/{version}", self._v2_model),
                 route("/v2/models/{model}/versions/{version}/ready", self._v2_model_ready),
-                route("/v2/models/{model}/versions/{version}/infer", self._v2_infer, "POST"),
+                Route("/v2/models/{model}/versions/{version}/infer", infer, methods=["POST"]),
                 route("/openapi.json", self._openapi),
                 route("/docs", self._docs),
                 route("/docs/{asset}", self._asset),
@@ -132,6 +138,7 @@ class PredictionService:
             ],
             exception_handlers={HTTPException: http_error},
         )
+        return shortcut(app, "/v1/models/", "/predict", predict)
 
     # --- native API
 
@@ -142,7 +149,7 @@ class PredictionService:
         return json_response({"models": [_summary(self.models.get(name)) for name in self.models.names()]})
 
     async def _show(self, request: Request) -> Response:
-        model, _ = self._model(request)
+        model, _ = self._model(request.scope)
         assert model.active is not None
         plan = to_json_value(asdict(model.active.plan))
         for version in (*plan["variants"], *plan["shadows"]):
@@ -152,14 +159,12 @@ class PredictionService:
             {**_summary(model), "plan": plan, "loaded": engines, "faults": model.faults, "spec": asdict(model.spec)}
         )
 
-    async def _predict(self, request: Request) -> Response:
-        model, schema = self._model(request)
-        body = await read_json_body(request, self._limits.max_body_bytes)
-        return _raw(await self._answer(model, schema, body))
+    async def _predict(self, scope: Scope, body: bytes) -> bytes:
+        model, schema = self._model(scope)
+        return await self._answer(model, schema, body)
 
-    async def _take_labels(self, request: Request) -> Response:
-        model, schema = self._model(request)
-        body = await read_json_body(request, self._limits.max_body_bytes)
+    async def _take_labels(self, scope: Scope, body: bytes) -> bytes:
+        model, schema = self._model(scope)
         labels = parse(schema.labels, body).labels
         received = rfc3339(datetime.now(UTC))
         classes = {name: index for index, name in enumerate(model.spec.target.classes)}
@@ -174,7 +179,7 @@ class PredictionService:
         ]
         await self._in_thread(lambda: self._label_log(model.name).extend(records))
         self.metrics.labels.labels(model.name).inc(len(records))
-        return json_response({"accepted": len(records)})
+        return to_json({"accepted": len(records)})
 
     # --- Open Inference Protocol
 
@@ -188,23 +193,22 @@ class PredictionService:
         return json_response(self.models.status(), 200 if self.ready else 503)
 
     async def _v2_model(self, request: Request) -> Response:
-        model, _ = self._model(request)
-        return json_response(v2.metadata(model.spec, self._versions(model, request)))
+        model, _ = self._model(request.scope)
+        return json_response(v2.metadata(model.spec, self._versions(model, request.scope)))
 
     async def _v2_model_ready(self, request: Request) -> Response:
-        model, _ = self._model(request)
-        self._versions(model, request)
+        model, _ = self._model(request.scope)
+        self._versions(model, request.scope)
         return json_response({"name": model.name, "ready": True})
 
-    async def _v2_infer(self, request: Request) -> Response:
-        model, schema = self._model(request)
-        self._versions(model, request)
-        raw = await read_json_body(request, self._limits.max_body_bytes)
+    async def _v2_infer(self, scope: Scope, raw: bytes) -> bytes:
+        model, schema = self._model(scope)
+        self._versions(model, scope)
         wanted = parse(v2.InferRequest, raw)
         body = v2.native_body(model.spec, wanted, max_rows=self._limits.max_rows)
         names = [output.name for output in wanted.outputs]
-        version = request.path_params.get("version")
-        return _raw(await self._answer(model, schema, body, version, lambda a: v2.infer_response(model.spec, a, names)))
+        version = scope["path_params"].get("version")
+        return await self._answer(model, schema, body, version, lambda a: v2.infer_response(model.spec, a, names))
 
     # --- description and metrics
 
@@ -281,8 +285,8 @@ class PredictionService:
         row = parse(schema.request, to_json({"rows": [model.example]})).rows[0]
         open_store(model.spec, self._features, row.__dict__)
 
-    def _model(self, request: Request) -> tuple[ModelRuntime, ModelSchema]:
-        return self._schema(self.models.get(request.path_params["model"]))
+    def _model(self, scope: Scope) -> tuple[ModelRuntime, ModelSchema]:
+        return self._schema(self.models.get(scope["path_params"]["model"]))
 
     def _schema(self, model: ModelRuntime) -> tuple[ModelRuntime, ModelSchema]:
         known = self._schemas.get(model.name)
@@ -290,11 +294,11 @@ class PredictionService:
             known = self._schemas[model.name] = (model, model_schema(model.spec, max_rows=self._limits.max_rows))
         return known
 
-    def _versions(self, model: ModelRuntime, request: Request) -> list[str]:
+    def _versions(self, model: ModelRuntime, scope: Scope) -> list[str]:
         """Return the loaded versions, or the one that the path names."""
         assert model.active is not None
         loaded = list(model.active.versions)
-        wanted = request.path_params.get("version")
+        wanted = scope["path_params"].get("version")
         if wanted is None:
             return loaded
         if wanted not in loaded:
@@ -317,6 +321,7 @@ class PredictionService:
         return log
 
     def _observe(self) -> None:
+        self.metrics.flush()
         self.metrics.log_pending.set(sum(log.pending for log in list(self._logs.values())))
 
 
@@ -332,7 +337,3 @@ def _summary(model: ModelRuntime) -> Mapping[str, Any]:
         "revision": plan.revision,
         "variants": [{"version": v.version, "role": v.role, "weight": v.weight} for v in plan.variants],
     }
-
-
-def _raw(body: bytes) -> Response:
-    return Response(body, media_type="application/json")

@@ -20,7 +20,9 @@ def column(field: Field, values: Sequence[Any]) -> NDArray[Any]:
     """
     match field.kind:
         case "float":
-            return np.array([np.nan if v is None else v for v in values], np.float64)
+            if None in values:
+                return np.array([np.nan if v is None else v for v in values], np.float64)
+            return np.array(values, np.float64)
         case "int":
             if None in values:
                 return np.array([np.nan if v is None else v for v in values], np.float64)
@@ -42,6 +44,9 @@ def batch(
     fields: Mapping[str, Field], names: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, NDArray[Any]]:
     """Turn rows into the columns ``names``."""
+    if len(rows) == 1:
+        row = rows[0]
+        return {name: column(fields[name], (row.get(name),)) for name in names}
     return {name: column(fields[name], [row.get(name) for row in rows]) for name in names}
 
 

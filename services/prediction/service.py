@@ -1,4 +1,11 @@
-"""The BentoML service: BentoML runs the workers, the routes are an ASGI application mounted in it."""
+"""The BentoML service: BentoML packages, configures and runs the workers; requests for our routes go straight to them.
+
+BentoML wraps whatever a service answers, mounted applications as well, in a tracing span, a task of its own and a
+timer that outlives the request, also where tracing and timeouts are switched off. That costs several times what
+scoring a row does. ``bentoml.service`` takes a ``service_class``, and a worker serves whatever its ``to_asgi`` returns:
+ours hands every request to our own application, except BentoML's own pages (``/livez``, ``/readyz``, ``/healthz``) and
+the start and end of the worker, which stay BentoML's. Deadlines and limits are kept in ``app``.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +23,14 @@ from trellis.catalog import Catalogue
 from trellis.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from services.prediction.features import OnlineFeatures
     from trellis.contract import Batch
 
 logger = logging.getLogger(__name__)
+
+_BENTOML_PAGES = frozenset({"/livez", "/readyz", "/healthz"})
 
 
 class _Features:
@@ -54,19 +62,34 @@ class _Features:
             return self._store
 
 
-class _Mounted:
-    """An ASGI application that is made when the worker starts, and answers every path that BentoML does not."""
+class _Ours:
+    """Our application, made when the worker starts and before any request comes."""
 
     def __init__(self) -> None:
-        self.app: Starlette | None = None
+        self.app: ASGIApp | None = None
+
+
+_ours = _Ours()
+
+
+class Front:
+    """Parts our requests from BentoML's."""
+
+    def __init__(self, bentoml_app: ASGIApp) -> None:
+        self._bentoml = bentoml_app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        assert self.app is not None, "the worker has not started"
-        # Below a mount the whole path is ours.
-        await self.app({**scope, "root_path": ""}, receive, send)
+        """Answer one request."""
+        app = _ours.app if scope["type"] == "http" and scope["path"] not in _BENTOML_PAGES else None
+        await (app or self._bentoml)(scope, receive, send)
 
 
-_mounted = _Mounted()
+class _Service(bentoml.Service):  # type: ignore[type-arg]
+    """A BentoML service whose requests meet our application first."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """Return what a worker serves."""
+        return Front(super().to_asgi(is_main))
 
 
 def _log_to_stderr(level: str) -> None:
@@ -86,8 +109,7 @@ def open_service(config: Settings) -> PredictionService:
     return PredictionService(config.home.resolve(), config, plans, Catalogue([config.models]), _Features(config))
 
 
-@bentoml.asgi_app(_mounted, path="/")
-@bentoml.service(name="trellis")
+@bentoml.service(name="trellis", service_class=_Service)
 class Prediction:
     """Serves every model that has a rollout plan."""
 
@@ -95,7 +117,7 @@ class Prediction:
         config = settings()
         _log_to_stderr(config.log_level.upper())
         self._service = open_service(config)
-        _mounted.app = self._service.app()
+        _ours.app = self._service.app()
 
     @bentoml.on_startup
     async def follow(self) -> None:

@@ -140,6 +140,7 @@ class World:
         return read_labels(self.home, model)
 
     def metric(self, name, **labels):
+        self.service.metrics.flush()
         return self.registry.get_sample_value(name, labels) or 0.0
 
     def close(self):

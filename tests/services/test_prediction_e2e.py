@@ -89,9 +89,8 @@ def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
             assert client.post("/v1/models/toy_tensor/predict", json={"rows": [{"image": 1}]}).status_code == 422
             assert client.get("/nope").json()["error"]["reason"] == "/nope is not here"
             assert "swagger" in client.get("/docs").text
-            metrics = client.get("/metrics").text
             served = 'trellis_predictions_total{model="toy_tensor",variant="champion",version="1"} 11.0'
-            assert served in metrics, "one scrape counts all workers"
+            wait_for(lambda: served in client.get("/metrics").text, "one scrape that counts all workers", 5)
             world.deploy(world.artifact("2", model="toy_tensor", seed=1), model="toy_tensor")
 
             def swapped():

@@ -100,35 +100,32 @@ def _blank(column: NDArray[Any]) -> NDArray[Any]:
 
 def _feed(node: Any, path: Path) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return what turns a column into the tensor that a graph's input declares."""
-    dimensions = len(node.shape)
-    cast: Callable[[NDArray[Any]], NDArray[Any]]
+    wide = len(node.shape) == 2
     if node.type == "tensor(string)":
-        cast = _strings
-    elif node.type in _NUMERIC:
-        cast = _caster(np.dtype(_NUMERIC[node.type]))
-    else:
+        return lambda column: _widened(_strings(column)) if wide else _strings(column)
+    if node.type not in _NUMERIC:
         raise ArtifactError(
             f"The graph's input {node.name!r} has the type {node.type}, which no column has.", where=path
         )
+    dtype = np.dtype(_NUMERIC[node.type])
 
     def prepare(column: NDArray[Any]) -> NDArray[Any]:
-        column = cast(column)
-        return column[:, None] if dimensions == 2 and column.ndim == 1 else column
+        if column.dtype is not dtype:
+            column = (_seconds(column) if column.dtype.kind == "M" else column).astype(dtype)
+        return _widened(column) if wide else column
 
     return prepare
 
 
-def _caster(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    def cast(column: NDArray[Any]) -> NDArray[Any]:
-        if column.dtype == dtype:
-            return column
-        if column.dtype.kind == "M":
-            missing = np.isnat(column)
-            column = column.astype("datetime64[us]").astype(np.int64) / 1e6
-            column[missing] = np.nan
-        return column.astype(dtype)
+def _widened(column: NDArray[Any]) -> NDArray[Any]:
+    return column[:, None] if column.ndim == 1 else column
 
-    return cast
+
+def _seconds(column: NDArray[Any]) -> NDArray[Any]:
+    missing = np.isnat(column)
+    column = column.astype("datetime64[us]").astype(np.int64) / 1e6
+    column[missing] = np.nan
+    return column
 
 
 def _strings(column: NDArray[Any]) -> NDArray[Any]:

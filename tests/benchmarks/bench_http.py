@@ -1,0 +1,292 @@
+"""Requests per second and latency over HTTP: this service, a plain BentoML endpoint, and raw ASGI apps, in one run.
+
+All answer one JSON row of 15 numbers with the same XGBoost model (100 trees, depth 6), one worker each, 16 connections,
+on loopback. The peers are in ``peers/``: BentoML as its documentation writes an endpoint, and the least code that can
+answer over uvicorn, once with XGBoost itself and once with ONNX Runtime (which this service scores with). This service
+does more than any of them: typed checks, the split, contract checks, a durable record of every answer, metrics. Rounds
+are interleaved and medians reported, because machines are noisy: read the ratios.
+
+Run it with ``python tests/benchmarks/bench_http.py [--seconds N] [--rounds N] [--only ours,raw,raw-xgb,bentoml]``. It
+needs ``wrk`` (a load generator written in C) on the path and says so where it is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = Path(__file__).resolve().parent / "peers"
+sys.path.insert(0, str(ROOT))
+NAMES = [f"f{i:02d}" for i in range(15)]
+MODEL = "bench_rows"
+
+PLUGIN = '''
+"""Fifteen numbers in, one probability out."""
+import numpy as np
+from trellis.contract import Dataset, Field, Metric, ModelPlugin, ModelSpec, Target
+
+NAMES = [f"f{i:02d}" for i in range(15)]
+
+
+class Bench(ModelPlugin):
+    spec = ModelSpec(
+        name="bench_rows", version="1.0", task="binary", owner="benchmark", description="A benchmark.",
+        request=tuple(Field(n, "float", "A number.", example=0.5) for n in NAMES), inputs=tuple(NAMES),
+        outputs=(Field("probability", "float", "P(positive).", minimum=0, maximum=1, example=0.5),),
+        target=Target("hit", "Whether it hit.", classes=("miss", "hit")), metric=Metric("auc", floor=0.5),
+    )
+
+    def train(self, data, run):
+        raise NotImplementedError
+
+    def load(self, directory):
+        raise NotImplementedError
+
+    def sample(self, rows):
+        columns = {n: np.random.default_rng(0).normal(size=rows) for n in NAMES}
+        return Dataset(columns, np.arange(rows) % 2, np.array([str(i) for i in range(rows)]))
+
+
+plugin = Bench()
+'''
+
+
+def model_files(directory: Path) -> None:
+    """Train XGBoost and write it as ``model.ubj`` and as the graph ``model.onnx``."""
+    import onnx
+    import xgboost
+    from onnx import TensorProto, helper, numpy_helper
+
+    from trellis.catalog import Catalogue
+
+    Catalogue([ROOT / "models"], entry_points=False).plugin("flight_delay")
+    trees = importlib.import_module("_trellis_models.flight_delay.graph")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20_000, 15)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] + rng.normal(size=len(x)) > 0).astype(int)
+    model = xgboost.XGBClassifier(n_estimators=100, max_depth=6, n_jobs=1).fit(x, y)
+    model.save_model(directory / "model.ubj")
+    nodes = [
+        helper.make_node("Concat", NAMES, ["long"], axis=0),
+        helper.make_node("Reshape", ["long", "shape"], ["folded"]),
+        helper.make_node("Transpose", ["folded"], ["matrix"], perm=[1, 0]),
+        helper.make_node(
+            "TreeEnsembleRegressor",
+            ["matrix"],
+            ["margin"],
+            domain="ai.onnx.ml",
+            **trees._tree_attributes(model.get_booster()),
+        ),
+        helper.make_node("Sigmoid", ["margin"], ["column"]),
+        helper.make_node("Reshape", ["column", "flat"], ["probability"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bench",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n"]) for n in NAMES],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(np.array([15, -1]), "shape"), numpy_helper.from_array(np.array([-1]), "flat")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), directory / "model.onnx")
+
+
+def deploy(home: Path, files: Path) -> Path:
+    """Write the plug-in, seal the artifact and give it all traffic; return the plug-in folder."""
+    from trellis.adapters.plan_store import PlanStore
+    from trellis.artifact import seal
+    from trellis.rollout.plan import Variant, first_plan
+
+    models = home / "models"
+    (models / MODEL).mkdir(parents=True)
+    (models / MODEL / "__init__.py").write_text(PLUGIN)
+    artifact = home / "artifact"
+    artifact.mkdir()
+    shutil.copy(files / "model.onnx", artifact / "model.onnx")
+    manifest = seal(
+        artifact,
+        model=MODEL,
+        plugin_version="1.0",
+        recipe="default",
+        seed=0,
+        inputs=tuple(NAMES),
+        outputs=("probability",),
+    )
+    store = PlanStore(f"sqlite:///{home}/trellis.db")
+    plan = first_plan(MODEL, Variant("1", "champion", 1.0, str(artifact), manifest.digest), salt="bench")
+    store.save(plan, expected_revision=0, who="bench", why="bench")
+    store.close()
+    return models
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str], url: str, body: bytes, log: Path):
+    """Start a server in its own session, wait until it answers 200, and end it with everything it started."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            for _ in range(600):
+                try:
+                    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+                    answer = json.load(urllib.request.urlopen(request, timeout=5))
+                    break
+                except (urllib.error.URLError, OSError):
+                    if server.poll() is not None:
+                        raise SystemExit(log.read_text()[-2000:]) from None
+                    time.sleep(0.1)
+            else:
+                raise SystemExit(log.read_text()[-2000:])
+            yield answer
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def wrk(url: str, script: Path, connections: int, seconds: int) -> dict[str, float]:
+    """Run wrk and return requests per second, p50 and p99 in milliseconds, and answers that were not 2xx."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def milliseconds(percent: str) -> float:
+        value, unit = re.search(rf"{percent}%\s+([\d.]+)(us|ms|s)", out).groups()
+        return float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
+    return {
+        "rps": float(re.search(r"Requests/sec:\s+([\d.]+)", out).group(1)),
+        "p50": milliseconds("50"),
+        "p99": milliseconds("99"),
+        "bad": float(bad.group(1)) if bad else 0.0,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--only", default="ours,raw,raw-xgb,bentoml")
+    chosen = parser.parse_args()
+    if shutil.which("wrk") is None:
+        print("bench_http is left out: it needs wrk on the path (Debian: apt-get install wrk).")
+        return
+    row = {name: round(0.1 * i - 0.7, 3) for i, name in enumerate(NAMES)}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        home = Path(name)
+        model_files(home)
+        models = deploy(home, home)
+        common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        ports = {who: free_port() for who in ("ours", "raw", "raw-xgb", "bentoml")}
+        python = sys.executable
+        servers = {
+            "ours": (
+                f"{python} -m services.prediction".split(),
+                {
+                    "TRELLIS_HOME": str(home),
+                    "TRELLIS_MODELS": str(models),
+                    "TRELLIS_STORE_URL": f"sqlite:///{home}/trellis.db",
+                    "TRELLIS_PORT": str(ports["ours"]),
+                    "TRELLIS_LOG_LEVEL": "warning",
+                },
+                f"/v1/models/{MODEL}/predict",
+                {"rows": [row]},
+            ),
+            "raw": (
+                f"{python} -m uvicorn raw_asgi:app --no-access-log --log-level warning --app-dir {PEERS} "
+                f"--port {ports['raw']}".split(),
+                {"PEER_GRAPH": str(home / "model.onnx")},
+                "/",
+                {"rows": [row]},
+            ),
+            "raw-xgb": (
+                f"{python} -m uvicorn raw_asgi:app --no-access-log --log-level warning --app-dir {PEERS} "
+                f"--port {ports['raw-xgb']}".split(),
+                {"PEER_GRAPH": str(home / "model.onnx"), "PEER_MODEL": str(home / "model.ubj")},
+                "/",
+                {"rows": [row]},
+            ),
+            "bentoml": (
+                f"{python} -m bentoml serve plain_bentoml:Plain --working-dir {PEERS} --host 127.0.0.1 "
+                f"--port {ports['bentoml']}".split(),
+                {
+                    "PEER_MODEL": str(home / "model.ubj"),
+                    "BENTOML_HOME": str(home / "bentoml"),
+                    "BENTOML_CONFIG_OPTIONS": "api_server.logging.access.enabled=false",
+                    "BENTOML_DO_NOT_TRACK": "True",
+                },
+                "/predict",
+                {"row": row},
+            ),
+        }
+        targets, answers = {}, {}
+        for who in chosen.only.split(","):
+            command, environment, path, body = servers[who]
+            url, data = f"http://127.0.0.1:{ports[who]}{path}", json.dumps(body).encode()
+            answers[who] = stack.enter_context(process(command, common | environment, url, data, home / f"{who}.txt"))
+            script = home / f"{who}.lua"
+            script.write_text(
+                f'wrk.method = "POST"\nwrk.body = [[{data.decode()}]]\n'
+                'wrk.headers["Content-Type"] = "application/json"\n'
+            )
+            targets[who] = (url, script)
+        given = {who: (a["predictions"][0] if who == "ours" else a)["probability"] for who, a in answers.items()}
+        assert max(given.values()) - min(given.values()) < 1e-5, f"not the same model: {given}"
+        for url, script in targets.values():
+            wrk(url, script, chosen.connections, 2)
+        rounds = {who: [] for who in targets}
+        for _ in range(chosen.rounds):
+            for who, (url, script) in targets.items():
+                rounds[who].append(wrk(url, script, chosen.connections, chosen.seconds))
+        medians = {
+            who: {key: statistics.median(r[key] for r in results) for key in results[0]}
+            for who, results in rounds.items()
+        }
+        print(
+            f"one row of 15 numbers, one worker, {chosen.connections} connections, medians of {chosen.rounds} rounds "
+            f"of {chosen.seconds} s, wrk with one thread"
+        )
+        print(f"{'':10}{'req/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'not 2xx':>9}")
+        for who, m in medians.items():
+            print(f"{who:10}{m['rps']:8.0f}{m['p50']:9.2f}{m['p99']:9.2f}{m['bad']:9.0f}")
+        for peer in ("bentoml", "raw-xgb", "raw"):
+            if peer in medians and "ours" in medians:
+                print(f"ours / {peer}: {medians['ours']['rps'] / medians[peer]['rps']:.2f}x requests per second")
+
+
+if __name__ == "__main__":
+    main()
