@@ -1,4 +1,4 @@
-"""The contract is general: flights, images and a third party's regression go one way, from raw data to an answer over HTTP."""
+"""The contract is general: flights, images and a third party's regression go one way, from raw data to an answer."""
 
 import json
 import os
