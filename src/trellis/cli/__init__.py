@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import batch, decisions, models, rooms
+from trellis.cli import batch, decisions, models, rollout, rooms
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(models.app, name="models")
-app.add_typer(decisions.rollout, name="rollout")
+app.add_typer(rollout.app, name="rollout")
 decisions.add_to(app)
 batch.add_to(app)
 rooms.add_to(app)

@@ -1,9 +1,8 @@
-"""Verbs about decisions and the rollout plan: list them, explain them, take a rollout back."""
+"""Verbs about decisions: list them, explain them."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trellis.decision import Check, Decision, dumps
-from trellis.errors import RolloutError
 from trellis.settings import settings
 
-rollout = typer.Typer(help="The rollout plan: who answers which share of the traffic.", no_args_is_help=True)
 _MARK = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}
 _COLOUR = {
     "PROMOTE": "green",
@@ -113,51 +110,8 @@ def _checks(checks: tuple[Check, ...]) -> Table:
     return table
 
 
-@rollout.command("show")
-def show(model: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
-    """Show a model's plan and how it came about."""
-    history = _plans().history(model)
-    if not history:
-        raise RolloutError(f"{model!r} has no rollout plan.", remedy=f"Train it with: trellis flow train {model}")
-    if as_json:
-        typer.echo(json.dumps(json.loads(dumps(history)), indent=2))
-        return
-    table = Table(title=f"Rollout of {model}", expand=True)
-    for name in ("revision", "when", "traffic", "who", "why"):
-        table.add_column(name, overflow="fold")
-    for change in history:
-        shares = ", ".join(f"v{v.version} {v.weight:.0%} ({v.role})" for v in change.plan.variants)
-        table.add_row(str(change.plan.revision), str(change.at)[:19], shares, change.who, change.why)
-    Console().print(table)
-
-
-@rollout.command("rollback")
-def rollback(
-    model: Annotated[str, typer.Argument()],
-    why: Annotated[str, typer.Option(help="The reason, which is kept.")],
-    who: Annotated[str, typer.Option(help="Who does it.")] = "operator",
-) -> None:
-    """Take a canary off the traffic, or without one go back to the champion before; one transaction."""
-    from trellis.rollout import previous_champion, without_canary
-
-    plans = _plans()
-    plan = plans.current(model)
-    if plan is None:
-        raise RolloutError(f"{model!r} has no rollout plan.", remedy=f"Train it with: trellis flow train {model}")
-    back = without_canary(plan) if plan.canary else previous_champion([c.plan for c in plans.history(model)])
-    saved = plans.save(back, expected_revision=plan.revision, who=who, why=why)
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    typer.echo(f"{model}: version {saved.champion.version} answers everything again (revision {saved.revision}, {at}).")
-
-
 def _store() -> Any:
     from trellis.adapters.database import engine
     from trellis.adapters.decision_store import DecisionStore
 
     return DecisionStore(engine(settings().database_url))
-
-
-def _plans() -> Any:
-    from trellis.adapters.plan_store import PlanStore
-
-    return PlanStore(settings().database_url)

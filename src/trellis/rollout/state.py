@@ -228,7 +228,9 @@ def plan_for(state: Rollout, plan: RolloutPlan, policy: RolloutPolicy) -> Rollou
     old = replace(state.champion, role="champion", weight=1.0)
     base = replace(plan, salt=state.salt, variants=(old,), shadows=others)
     if state.stage == "shadow":
-        watched = (Shadow(c.version, policy.shadow_rate or _SHADOW_RATE, c.location, c.digest) for c in state.candidates)
+        watched = (
+            Shadow(c.version, policy.shadow_rate or _SHADOW_RATE, c.location, c.digest) for c in state.candidates
+        )
         return replace(base, shadows=(*others, *watched))
     if state.stage == "warm":
         return with_standby(base, state.newcomer)

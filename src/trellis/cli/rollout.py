@@ -1,0 +1,302 @@
+"""Verbs about rollouts: start one, see where it stands and why, overrule it with a reason, plan its length."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trellis.contract import ModelSpec, RolloutPolicy, Strategy
+from trellis.decision import dumps
+from trellis.errors import ConfigError, PluginError, RolloutError
+from trellis.settings import settings
+
+app = typer.Typer(
+    help="Rollouts: who answers which share of the traffic, what comes next, and why.", no_args_is_help=True
+)
+Model = Annotated[str, typer.Argument(help="The model's name.")]
+Why = Annotated[str, typer.Option(help="The reason, which is kept.")]
+Who = Annotated[str, typer.Option(help="Who does it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_STRATEGIES = ("canary", "blue_green", "ab", "bandit")
+
+
+@app.command("start")
+def start(
+    model: Model,
+    versions: Annotated[list[str], typer.Argument(help="The version to try; several for ab and bandit.")],
+    why: Why,
+    who: Who = "operator",
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(_STRATEGIES)}; the model's own if not given.")] = "",
+    supersede: Annotated[bool, typer.Option(help="End a rollout that is going on.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a rollout of registered versions; their files are checked first."""
+    from dataclasses import replace
+
+    policy = _policy(model)
+    if strategy:
+        if strategy not in _STRATEGIES:
+            raise ConfigError(
+                f"{strategy!r} is no strategy.", where="--strategy", remedy=f"Use {', '.join(_STRATEGIES)}."
+            )
+        chosen: Strategy = strategy  # type: ignore[assignment]
+        policy = replace(policy, strategy=chosen)
+    if not why.strip():
+        raise RolloutError("A rollout by hand needs a reason.", remedy='Give one with --why "…"; it is kept.')
+    controller = _controller()
+    candidates = [_variant(controller, model, version) for version in versions]
+    controller.start(model, candidates, policy, who=who, why=why, supersede=supersede)
+    _tell(controller, model, as_json)
+
+
+@app.command("show")
+def show(model: Model, as_json: AsJson = False) -> None:
+    """Show a model's plan, how it came about, and where its rollout stands."""
+    controller = _controller()
+    history = controller.plans.history(model)
+    if not history:
+        raise RolloutError(f"{model!r} has no rollout plan.", remedy=f"Train it with: trellis flow train {model}")
+    if as_json:
+        _tell(controller, model, as_json)
+        return
+    table = Table(title=f"Rollout of {model}", expand=True)
+    for name in ("revision", "when", "traffic", "who", "why"):
+        table.add_column(name, overflow="fold")
+    for change in history:
+        table.add_row(str(change.plan.revision), str(change.at)[:19], _traffic(change.plan), change.who, change.why)
+    Console().print(table)
+    _tell(controller, model, as_json)
+
+
+@app.command("explain")
+def explain(model: Model, as_json: AsJson = False) -> None:
+    """Tell every transition of a model's rollouts: when, by whom, why, and on which decision."""
+    controller = _controller()
+    found = controller.store.history(model)
+    if as_json:
+        typer.echo(json.dumps(json.loads(dumps(found)), indent=2))
+        return
+    if not found:
+        typer.echo(f"{model} never had a rollout. Begin one with: trellis rollout start {model} VERSION --why …")
+        return
+    table = Table(title=f"Transitions of {model}", expand=True)
+    for name in ("rollout", "when", "to", "plan", "who", "why", "decision"):
+        table.add_column(name, overflow="fold")
+    for t in found:
+        event = t.state.moved_at or t.state.entered_at
+        table.add_row(
+            t.state.id, (event or t.at)[:16], _place(t.state), str(t.revision), t.who, t.why, t.decision or "–"
+        )
+    Console().print(table)
+    last = next((t.decision for t in reversed(found) if t.decision), "")
+    if last:
+        typer.echo(f"The arithmetic of the last decision: trellis explain {last}")
+
+
+@app.command("pause")
+def pause(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False) -> None:
+    """Keep the split as it is until somebody resumes; time goes on."""
+    _override(model, "pause", why, who, as_json)
+
+
+@app.command("resume")
+def resume(
+    model: Model,
+    why: Why,
+    who: Who = "operator",
+    now: Annotated[str, typer.Option(help="Event time, RFC 3339; decides whether it is past its deadline.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a paused rollout go on."""
+    _override(model, "resume", why, who, as_json, now=now)
+
+
+@app.command("abort")
+def abort(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False) -> None:
+    """End a rollout; the champion answers everything again."""
+    _override(model, "abort", why, who, as_json)
+
+
+@app.command("promote")
+def promote(
+    model: Model,
+    why: Why,
+    version: Annotated[str, typer.Option(help="Which candidate; the only one if not given.")] = "",
+    who: Who = "operator",
+    as_json: AsJson = False,
+) -> None:
+    """Make a candidate the champion, whatever the evidence says."""
+    _override(model, "promote", why, who, as_json, version=version)
+
+
+@app.command("rollback")
+def rollback(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False) -> None:
+    """Take a rollout off the traffic, or without one go back to the champion before; one transaction."""
+    controller = _controller()
+    saved = controller.rollback(model, _policy(model, needed=False), who=who, why=why)
+    if as_json:
+        _tell(controller, model, as_json)
+        return
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    typer.echo(f"{model}: version {saved.champion.version} answers everything again (revision {saved.revision}, {at}).")
+
+
+@app.command("plan")
+def plan(
+    model: Model,
+    per_day: Annotated[float | None, typer.Option(help="Labelled rows a day; from the prediction log else.")] = None,
+    variance: Annotated[
+        float | None, typer.Option(help="Variance of a row's loss; from labelled predictions or the gate else.")
+    ] = None,
+    margin: Annotated[float | None, typer.Option(help="Non-inferiority margin; the model's own else.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Chance of a wrong verdict; the model's own else.")] = None,
+    power: Annotated[float, typer.Option(help="Chance of the decision in the planned time.")] = 0.8,
+    share: Annotated[float | None, typer.Option(help="One share throughout; the model's steps else.")] = None,
+    harm: Annotated[float | None, typer.Option(help="Increase of the mean loss to be found; 1.5 margins else.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many labelled rows and days a rollout will need; exit code 3 if that is more than the policy allows."""
+    from dataclasses import replace
+
+    from trellis.rollout.planner import plan_trial
+
+    spec = _spec(model)
+    policy = spec.rollout
+    given = {"margin": margin, "alpha": alpha, "steps": None if share is None else (share,)}
+    policy = replace(policy, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    if per_day is None or variance is None:
+        from trellis.cli.traffic import loss_of_traffic
+
+        found = loss_of_traffic(spec, settings(), variance_needed=variance is None, traffic_needed=per_day is None)
+        per_day = found.per_day if per_day is None else per_day
+        variance = found.variance if variance is None else variance
+        source = found.source
+    else:
+        source = "as given"
+    made = plan_trial(
+        policy,
+        variance=variance,
+        per_day=per_day,
+        power=power,
+        harm=harm,
+        delay_days=spec.target.delay_hours / 24,
+    )
+    if as_json:
+        told = {"variance": variance, "per_day": per_day, "source": source, "power": power, "policy": policy}
+        numbers = json.loads(dumps(_finite({**told, **_asdict(made)})))
+        typer.echo(json.dumps(numbers, indent=2))
+    else:
+        _print_plan(model, policy, made, variance, per_day, power, source)
+    raise typer.Exit(0 if made.in_time else 3)
+
+
+def _print_plan(
+    model: str, policy: RolloutPolicy, made: Any, variance: float, per_day: float, power: float, source: str
+) -> None:
+    steps = ", ".join(f"{s:.0%}" for s in policy.steps)
+    typer.echo(
+        f"{model}: shares {steps}; margin {policy.margin:g}, alpha {policy.alpha:g}, power {power:g}; loss variance "
+        f"{variance:.4g}, {per_day:,.0f} labelled rows a day ({source})."
+    )
+    table = Table()
+    for name in ("true difference", "decision", "labelled rows", "of the canary", "days", "if looked at once"):
+        table.add_column(name, justify="right")
+    for need, decision in ((made.promote, "PROMOTE"), (made.roll_back, "ROLL_BACK")):
+        cells = [f"{n:,}" if n >= 0 else "never" for n in (need.rows, need.canary_rows)]
+        days = f"{need.days:.1f}" if math.isfinite(need.days) else "never"
+        table.add_row(f"{need.difference:+.4f}", decision, *cells, days, f"{need.single_look_rows:,}")
+    Console().print(table)
+    limit = f"the {policy.max_days:g} days of the policy"
+    typer.echo(f"A sound version is promoted within {limit}." if made.in_time else f"That is longer than {limit}.")
+
+
+def _override(model: str, verb: Any, why: str, who: str, as_json: bool, *, version: str = "", now: str = "") -> None:
+    controller = _controller()
+    needed = verb in ("resume", "promote")
+    controller.override(model, verb, _policy(model, needed=needed), who=who, why=why, version=version, now=now)
+    _tell(controller, model, as_json)
+
+
+def _tell(controller: Any, model: str, as_json: bool) -> None:
+    plan, state = controller.plans.current(model), controller.store.current(model)
+    if as_json:
+        told = {"plan": plan, "rollout": state, "history": controller.plans.history(model)}
+        typer.echo(json.dumps(json.loads(dumps(told)), indent=2))
+        return
+    typer.echo(f"{model}: {_traffic(plan)} (revision {plan.revision}).")
+    if state is not None:
+        typer.echo(f"Rollout {state.id} ({state.strategy}): {_place(state)}.")
+
+
+def _traffic(plan: Any) -> str:
+    shares = [f"v{v.version} {v.weight:.0%} ({v.role})" for v in plan.variants]
+    return ", ".join([*shares, *(f"v{s.version} shadows {s.sample_rate:.0%}" for s in plan.shadows)])
+
+
+def _place(state: Any) -> str:
+    text: str = state.stage.replace("_", " ")
+    if state.stage == "trial" and state.strategy == "canary":
+        text += f", step {state.step + 1}"
+    if state.winner:
+        text += f", version {state.winner}"
+    return text + (", paused" if state.paused else "")
+
+
+def _variant(controller: Any, model: str, version: str) -> Any:
+    """Return a version with its files' place and digest, checked; from the plan's history, or else the registry."""
+    from trellis.artifact import verify
+    from trellis.rollout import Variant
+
+    known = [v for c in controller.plans.history(model) for v in c.plan.variants if v.version == version]
+    if known:
+        location, digest = known[-1].location, known[-1].digest
+    else:
+        from trellis.adapters.registry import ModelRegistry
+
+        registry = ModelRegistry(settings().tracking_uri, settings().directory("mlflow", "artifacts"))
+        found = registry.version(model, version)
+        location, digest = str(found.location), found.digest
+    verify(Path(location), digest)
+    return Variant(version, "canary", 0.0, location, digest)
+
+
+def _controller() -> Any:
+    from trellis.adapters.rollout_controller import RolloutController
+
+    return RolloutController(settings().database_url)
+
+
+def _policy(model: str, *, needed: bool = True) -> RolloutPolicy:
+    """Return a model's rollout policy; a way back must not hang on the plug-in's code."""
+    try:
+        return _spec(model).rollout
+    except PluginError:
+        if needed:
+            raise
+        return RolloutPolicy()
+
+
+def _spec(model: str) -> ModelSpec:
+    from trellis.catalog import Catalogue
+
+    return Catalogue([settings().models]).plugin(model).spec
+
+
+def _asdict(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(value)
+
+
+def _finite(value: Any) -> Any:
+    """Turn infinities into null: JSON has none."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

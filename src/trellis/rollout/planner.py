@@ -1,0 +1,153 @@
+"""How many labelled rows and days a trial will need, before it is begun."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from trellis.contract import RolloutPolicy
+from trellis.errors import InvalidPlanError
+from trellis.rollout.stream import reach
+from trellis.rollout.verdict import QUALITY, next_share
+
+# Nobody plans for longer; what is not decided by then is not decided by this trial.
+_MOST_DAYS = 3_650
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one question asks for.
+
+    A number of -1 rows means that no number is enough.
+
+    Attributes:
+        difference: The true difference of the mean losses that is planned for, canary less champion.
+        information: Sum of ``π(1 - π)`` over the labelled rows (see ``LossStream``).
+        rows: Labelled rows of both variants.
+        canary_rows: Those of the canary.
+        days: Days of traffic, and the labels' delay; infinite where it is never decided.
+        single_look_rows: Rows of a test that may be looked at once only, at the last share, for comparison.
+    """
+
+    difference: float
+    information: float
+    rows: int
+    canary_rows: int
+    days: float
+    single_look_rows: int
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """Size and duration of a trial.
+
+    Attributes:
+        promote: Until a canary as good as the champion is promoted, with the planned power.
+        roll_back: Until one that is worse by ``harm`` is rolled back, with the planned power.
+        in_time: Whether the promotion comes before the policy's ``max_days``.
+    """
+
+    promote: Need
+    roll_back: Need
+    in_time: bool
+
+
+def plan_trial(
+    policy: RolloutPolicy,
+    *,
+    variance: float,
+    per_day: float,
+    power: float = 0.8,
+    harm: float | None = None,
+    difference: float = 0.0,
+    delay_days: float = 0.0,
+) -> TrialPlan:
+    """Say how long a trial will need.
+
+    A promotion needs ``estimate + reach < margin``. At the information ``I`` the estimate is close to normal around the
+    true difference with the variance ``v / I``, so with the planned power it has come where ``margin - difference -
+    reach(I) >= z_power · sqrt(v / I)``. The bounds may be looked at any time, which only makes a decision come sooner;
+    the plan is thus conservative. A rollback likewise needs ``estimate - reach > 0`` and ``estimate > margin``. Shares
+    rise by the policy's steps, at most once a day, when ``min_labels`` are there.
+
+    Assumed are rows independent of each other given the assignment, and a traffic that is the same every day.
+
+    Args:
+        policy: The model's rollout policy: steps, margin, alpha, min_labels and max_days.
+        variance: Variance of a row's loss.
+        per_day: Labelled rows a day.
+        power: Chance of the decision within the planned time, in (0.5, 1).
+        harm: The true difference that is to be found; three halves of the margin if not given.
+        difference: The true difference of a sound canary; below zero if it is better.
+        delay_days: How late labels come.
+
+    Raises:
+        InvalidPlanError: A number is out of range, or the question cannot be decided by any number of rows.
+    """
+    worse = 1.5 * policy.margin if harm is None else harm
+    if not (variance > 0 and per_day > 0 and 0.5 < power < 1 and delay_days >= 0):
+        raise InvalidPlanError(
+            f"Cannot plan with a variance of {variance:g}, {per_day:g} rows a day and a power of {power:g}.",
+            remedy="Give a variance and a traffic above zero, and a power between 0.5 and 1.",
+        )
+    if difference >= policy.margin or worse <= policy.margin:
+        raise InvalidPlanError(
+            f"With a margin of {policy.margin:g} neither a sound difference of {difference:g} nor a harm of {worse:g} "
+            "can be told for certain.",
+            remedy="Give a sound difference below the margin and a harm above it.",
+        )
+    alpha, z = policy.alpha * QUALITY, NormalDist().inv_cdf(power)
+
+    def promotes(information: float) -> bool:
+        noise = z * math.sqrt(variance / information)
+        return policy.margin - difference - reach(information, variance, alpha) >= noise
+
+    def rolls_back(information: float) -> bool:
+        noise = z * math.sqrt(variance / information)
+        return min(worse - reach(information, variance, alpha), worse - policy.margin) >= noise
+
+    once = variance * ((NormalDist().inv_cdf(1 - alpha) + z) / (policy.margin - difference)) ** 2
+    found = variance * ((NormalDist().inv_cdf(1 - alpha) + z) / worse) ** 2
+    promote = _need(policy, difference, _least(promotes), once, per_day, delay_days)
+    roll_back = _need(policy, worse, _least(rolls_back), found, per_day, delay_days)
+    return TrialPlan(promote, roll_back, promote.days < policy.max_days)
+
+
+def _least(enough: Callable[[float], bool]) -> float:
+    """Return the least information that is enough, by bisection; ``enough`` must stay true once it is."""
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, high * 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _need(
+    policy: RolloutPolicy, difference: float, information: float, once: float, per_day: float, delay: float
+) -> Need:
+    share, seen, rows, canary, days = policy.steps[0], 0.0, 0.0, 0.0, 0.0
+    while days < _MOST_DAYS:
+        rate = per_day * share * (1 - share)
+        fewest = min(share, 1 - share) * per_day
+        left = max((information - seen) / rate, (policy.min_labels - canary) / fewest) if rate else math.inf
+        if left <= 1:
+            break
+        seen, rows, canary, days = seen + rate, rows + per_day, canary + share * per_day, days + 1
+        if canary >= policy.min_labels:
+            share = next_share(policy, share) or share
+    else:
+        left = math.inf
+    last = policy.steps[-1] if policy.steps[-1] < 1 else policy.steps[0]
+    whole = rows + left * per_day
+    return Need(
+        difference,
+        information,
+        math.ceil(whole) if math.isfinite(whole) else -1,
+        math.ceil(canary + left * share * per_day) if math.isfinite(whole) else -1,
+        days + left + delay,
+        math.ceil(once / (last * (1 - last))) if last < 1 else -1,
+    )

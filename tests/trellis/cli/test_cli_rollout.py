@@ -1,0 +1,163 @@
+"""The verbs about rollouts, as a person and as a program would use them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from trellis.adapters.plan_store import PlanStore
+from trellis.adapters.rollout_controller import RolloutController
+from trellis.artifact import seal
+from trellis.cli.rollout import app
+from trellis.errors import (
+    ConfigError,
+    DataError,
+    DigestMismatchError,
+    ExpiredRolloutError,
+    InvalidPlanError,
+    RegistryError,
+    RolloutBusyError,
+    RolloutError,
+    UnknownModelError,
+)
+from trellis.rollout.plan import Variant, first_plan, promoted, with_canary
+from trellis.settings import settings
+
+ROOT = Path(__file__).parents[3]
+MODEL = "toy_binary"
+
+
+@pytest.fixture(autouse=True)
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Versions 1 to 3 with sealed files; 2 and 3 have been champions before, 1 is now."""
+    monkeypatch.setenv("TRELLIS_HOME", str(tmp_path))
+    monkeypatch.setenv("TRELLIS_MODELS", str(ROOT / "tests" / "pipelines" / "toys"))
+    monkeypatch.setenv("COLUMNS", "250")
+    settings.cache_clear()
+    store = PlanStore(settings().database_url)
+    for number, version in enumerate(("2", "3", "1")):
+        plan = first_plan(MODEL, variant(tmp_path, version), salt="s")
+        store.save(plan, expected_revision=number, who="platform", why=f"version {version}")
+    yield store
+    settings.cache_clear()
+
+
+def variant(home: Path, version: str) -> Variant:
+    directory = home / "artifacts" / version
+    directory.mkdir(parents=True)
+    (directory / "toy.json").write_text(f"[0.1, 0.{version}]")
+    sealed = seal(directory, model=MODEL, plugin_version="1", recipe="r", seed=1, inputs=("x",), outputs=("y",))
+    return Variant(version, "champion", 1.0, str(directory), sealed.digest)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+
+
+def good(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def refused(error: type[Exception], *arguments: object) -> str:
+    """Run a verb that must fail with a named error and change nothing."""
+    controller = RolloutController(settings().database_url)
+    before = controller.plans.history(MODEL), controller.store.history(MODEL)
+    result = run(*arguments)
+    assert type(result.exception) is error, (result.output, result.exception)
+    assert (controller.plans.history(MODEL), controller.store.history(MODEL)) == before
+    return str(result.exception)
+
+
+def test_start_show_pause_resume_promote_explain(plans):
+    assert "v2 50% (canary)" in good("start", MODEL, 2, "--why", "it won in June", "--who", "anna")
+    assert "trial, step 1, paused" in good("pause", MODEL, "--why", "labels are late")
+    assert "paused" not in good("resume", MODEL, "--why", "they came")
+    told = json.loads(good("promote", MODEL, "--why", "known from elsewhere", "--json"))
+    assert told["rollout"]["stage"] == "champion"
+    assert told["plan"]["variants"][0]["version"] == "2"
+    assert plans.current(MODEL).champion.version == "2"
+    shown = good("show", MODEL)
+    assert "v2 100% (champion)" in shown
+    assert "known from elsewhere" in shown
+    reasons = [t["why"] for t in json.loads(good("explain", MODEL, "--json"))]
+    assert reasons == ["it won in June", "labels are late", "they came", "known from elsewhere"]
+    assert "anna" in good("explain", MODEL)
+
+
+def test_abort_and_rollback_go_back_to_the_champion(plans):
+    good("start", MODEL, 2, "--why", "try", "--strategy", "blue_green")
+    assert [v.role for v in plans.current(MODEL).variants] == ["champion", "standby"]
+    good("abort", MODEL, "--why", "wrong version")
+    assert [v.version for v in plans.current(MODEL).variants] == ["1"]
+    good("start", MODEL, 2, 3, "--why", "which is best", "--strategy", "bandit")
+    assert len(plans.current(MODEL).canaries) == 2
+    assert "version 1 answers everything again" in good("rollback", MODEL, "--why", "none")
+    assert "version 3 answers everything again" in good("rollback", MODEL, "--why", "the one before")
+
+
+def test_what_makes_no_sense_is_refused_and_nothing_is_changed(plans, tmp_path):
+    why = ("--why", "because")
+    assert "needs a reason" in refused(RolloutError, "start", MODEL, 2, "--why", " ")
+    refused(RegistryError, "start", MODEL, 99, *why)  # unknown version
+    refused(InvalidPlanError, "start", MODEL, 1, *why)  # the champion itself
+    refused(InvalidPlanError, "start", MODEL, 2, 3, *why)  # a canary is one
+    refused(ConfigError, "start", MODEL, 2, *why, "--strategy", "hope")
+    refused(UnknownModelError, "start", "toy_binari", 2, *why)
+    for verb in ("pause", "resume", "abort", "promote"):
+        assert "nothing to" in refused(ExpiredRolloutError, verb, MODEL, *why)
+    assert run("abort", MODEL).exit_code == 2  # no --why at all
+    good("start", MODEL, 2, *why)
+    assert "--supersede" in refused(RolloutBusyError, "start", MODEL, 3, *why)
+    assert "needs a reason" in refused(RolloutError, "promote", MODEL, "--why", "")
+    refused(RolloutError, "resume", MODEL, *why)
+    refused(InvalidPlanError, "promote", MODEL, *why, "--version", 3)
+    good("start", MODEL, 3, *why, "--supersede")
+    assert plans.current(MODEL).canary.version == "3"
+    (tmp_path / "artifacts" / "2" / "toy.json").write_text("[0, 1]")
+    refused(DigestMismatchError, "start", MODEL, 2, *why, "--supersede")
+
+
+def test_the_way_back_does_not_hang_on_the_plugin(plans, monkeypatch, tmp_path):
+    plan = plans.current(MODEL)
+    plans.save(with_canary(plan, plans.history(MODEL)[0].plan.champion, 0.3), expected_revision=3, who="x", why="y")
+    monkeypatch.setenv("TRELLIS_MODELS", str(tmp_path / "empty"))
+    settings.cache_clear()
+    assert "version 1 answers everything again" in good("rollback", MODEL, "--why", "the plug-in is gone as well")
+
+
+def test_a_canary_planned_by_the_flow_can_be_promoted_by_hand(plans):
+    plan = plans.current(MODEL)
+    two = plans.history(MODEL)[0].plan.champion
+    saved = plans.save(with_canary(plan, two, 0.5), expected_revision=3, who="platform", why="gate-12: good")
+    good("promote", MODEL, "--why", "now")
+    assert plans.current(MODEL).variants == promoted(saved).variants
+
+
+def test_plan_says_how_long_and_exits_3_where_that_is_too_long():
+    enough = ("plan", MODEL, "--variance", 0.03, "--per-day", 900)
+    told = json.loads(good(*enough, "--json"))
+    assert told["promote"]["days"] < 30
+    assert told["promote"]["rows"] > told["promote"]["single_look_rows"]
+    assert "PROMOTE" in good(*enough)
+    longer = run("plan", MODEL, "--variance", 0.03, "--per-day", 5, "--json")
+    assert longer.exit_code == 3
+    assert json.loads(longer.stdout)["in_time"] is False
+    assert json.loads(run(*enough, "--share", 1.0, "--json").stdout)["promote"]["days"] is None
+    assert "--per-day" in refused(DataError, "plan", MODEL)
+    assert "--variance" in refused(DataError, "plan", MODEL, "--per-day", 100)
+    refused(InvalidPlanError, *enough, "--power", 0.2)
+
+
+def test_errors_are_one_line_and_exit_code_1(tmp_path):
+    code = "import sys; from trellis.cli import main; sys.argv[0] = 'trellis'; main()"
+    command = [sys.executable, "-c", code, "rollout", "abort", MODEL, "--why", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 1
+    assert done.stderr.startswith("trellis: No rollout of 'toy_binary' is going on")
+    assert len(done.stderr.splitlines()) == 1
