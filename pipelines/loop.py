@@ -110,7 +110,12 @@ def weigh_retraining(model: str, now: str, found: Look) -> Decision:
 
 @flow
 def turn_loop(
-    model: str, now: str, recipe: Recipe | None = None, since: str = "", tables: Tables | None = None
+    model: str,
+    now: str,
+    recipe: Recipe | None = None,
+    since: str = "",
+    tables: Tables | None = None,
+    report: bool = True,
 ) -> Turn:
     """Look once; train again if the decision says so.
 
@@ -120,9 +125,10 @@ def turn_loop(
         recipe: How to train; the spec's first recipe if not given.
         since: Start of the training period, RFC 3339; empty for everything.
         tables: Raw tables to use instead of a fresh ingest.
+        report: Whether the look writes a report, which takes some seconds.
     """
     mirror(model)
-    found = look(model, now)
+    found = look(model, now, report)
     decision = weigh_retraining(model, now, found)
     if decision.verdict.outcome != "RETRAIN":
         return Turn(found, decision, None)

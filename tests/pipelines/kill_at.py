@@ -17,6 +17,7 @@ STEPS = (
     "ingest",
     "validate",
     "build_features",
+    "materialize",
     "build_training_set",
     "train",
     "conformance",
@@ -26,7 +27,7 @@ STEPS = (
     "plan_rollout",
 )
 # These are done anew in every run and have to be harmless when repeated.
-ACTS = ("ingest", "register", "plan_rollout")
+ACTS = ("ingest", "materialize", "register", "plan_rollout")
 
 
 def die() -> None:

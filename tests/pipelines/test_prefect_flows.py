@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 UNTIL = "2013-05-01T00:00:00Z"
-PREPARING = {"ingest", "validate", "build_features", "build_training_set"}
+PREPARING = {"ingest", "validate", "build_features", "materialize", "build_training_set"}
 TRAINING = {"train", "conformance", "evaluate", "gate", "register", "plan_rollout"}
 
 

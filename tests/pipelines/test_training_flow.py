@@ -167,7 +167,7 @@ def test_a_flow_killed_after_every_step_and_inside_every_act_finishes_once(home:
     )
     assert done.returncode == 0, done.stderr[-2_000:]
     ends = json.loads(done.stdout)
-    assert len(ends) == 10 + 7 + 8 + 2
+    assert len(ends) == 11 + 7 + 8 + 2
     assert {name: end for name, end in ends.items() if end != -signal.SIGKILL} == {"to the end": 0, "and again": 0}
     (version,) = registry().versions("toy_binary")
     (change,) = plans().history("toy_binary")

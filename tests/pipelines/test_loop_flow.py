@@ -1,0 +1,189 @@
+"""Rollout and loop with the real registry, stores, logs and watch job, on a trained toy whose traffic a test writes."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOYS = Path(__file__).parent / "toys"
+MODEL = "toy_binary"
+LAUNCH = datetime(2013, 5, 1, tzinfo=UTC)
+
+
+def text(days: float) -> str:
+    return (LAUNCH + timedelta(days=days)).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home with a champion, version 1, trained until the launch; tests take their turns in it, in their order."""
+    from pipelines import plugins, stores
+    from trellis import settings
+
+    home = tmp_path_factory.mktemp("loop") / "home"
+    kept = (settings.settings, plugins.catalogue, stores.registry, stores.plans, stores.decisions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRELLIS_HOME", str(home))
+        patch.setenv("TRELLIS_MODELS", str(TOYS))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        for cached in kept:
+            cached.cache_clear()
+        from pipelines.training import Recipe, train_model
+
+        assert train_model(MODEL, Recipe("linear"), until=text(0)).verdict == "PROMOTE"
+        yield home
+        for cached in kept:
+            cached.cache_clear()
+
+
+def serve(home: Path, day: float, days: float, *, law: float = 0.9, broken: str = "", per_day: int = 400) -> None:
+    """Answer ``per_day`` requests a day by the plan as it is, and label each two hours later.
+
+    Args:
+        home: Whose logs.
+        day, days: First day after the launch, and how many.
+        law: P(y = 1 | x > 0) = 1 - P(y = 1 | x <= 0); training saw 0.9.
+        broken: Version that predicts the opposite.
+        per_day: Requests.
+    """
+    from pipelines.stores import plans
+    from trellis.adapters.prediction_log import LabelLog, PredictionLog
+
+    plan = plans().current(MODEL)
+    assert plan is not None
+    random = np.random.default_rng([int(day * 24), per_day])
+    predictions, labels = (log(home, MODEL, flush_seconds=1) for log in (PredictionLog, LabelLog))
+    records, truths = [], []
+    for i in range(int(days * per_day)):
+        moment = LAUNCH + timedelta(days=day + i / per_day)
+        stamp, seen = moment.isoformat(), (moment + timedelta(hours=2)).isoformat()
+        key, x = f"{day}-{i}", float(np.float32(random.normal()))
+        chosen = plan.assign(key)
+        high = (x > 0) != (chosen.version == broken)
+        values: dict[str, object] = {"x": None if broken == "feed" else x, "z": "b" if i % 2 else "a", "at": stamp}
+        records.append(
+            {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "revision": plan.revision}
+            | {"time": stamp, "received_at": stamp, "unit": key, "request": values, "features": {}}
+            | {"feature_times": {}, "overrides": [], "outputs": {"probability": 0.9 if high else 0.1}}
+            | {"latency_ms": 1.0}
+        )
+        truth = int(random.random() < (law if x > 0 else 1 - law))
+        truths.append({"id": key, "value": truth, "observed_at": seen, "received_at": seen})
+    predictions.extend(records)
+    labels.extend(truths)
+    predictions.close()
+    labels.close()
+
+
+def stages() -> dict[str, str]:
+    from pipelines.stores import registry
+
+    return {version.version: version.stage for version in registry().versions(MODEL)}
+
+
+def test_a_bad_canary_goes_and_a_kill_before_the_registry_heard_of_it_is_mended(trained: Path):
+    from pipelines.rollout import advance_rollout, mirror
+    from pipelines.stores import decisions, plans, registry
+    from pipelines.training import Recipe, train_model
+    from trellis.explain import replay, same
+
+    assert advance_rollout(MODEL, text(0)) is None  # nobody is on trial
+    second = train_model(MODEL, Recipe("linear", seed=99), until=text(0))
+    assert (second.verdict, stages()) == ("PROMOTE", {"1": "champion", "2": "canary"})
+    serve(trained, 0, 2, broken="2")
+
+    # Labels count from the moment they were known: an hour after the launch there is none, and the trial goes on.
+    early = advance_rollout(MODEL, text(1 / 24))
+    assert early is not None
+    assert early.verdict.outcome == "HOLD"
+    assert early.inputs["inputs"]["stream"]["rows"] == 0
+    assert advance_rollout(MODEL, text(1 / 24)) == early  # the same look is the same decision
+
+    killed = (
+        "import os, signal, sys; from pipelines import rollout\n"
+        "rollout.mirror = lambda model: os.kill(os.getpid(), signal.SIGKILL) if rollout.plans().current(model).canary"
+        " is None else None\n"
+        f"rollout.advance_rollout({MODEL!r}, {text(3)!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", killed], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    plan = plans().current(MODEL)
+    assert plan is not None
+    assert plan.canary is None
+    assert stages()["2"] == "canary"  # what the kill left behind
+    revisions = len(plans().history(MODEL))
+
+    advance_rollout(MODEL, text(3))  # the next run, whatever it finds, mends it
+    assert stages() == {"1": "champion", "2": "rolled back"}
+    assert registry().with_alias(MODEL, "challenger") is None
+    assert len(plans().history(MODEL)) == revisions
+    (found,) = [d for d in decisions().list(MODEL, "canary") if d.verdict.outcome == "ROLL_BACK"]
+    assert same(replay(found), found.verdict)
+    mirror(MODEL)
+    assert stages() == {"1": "champion", "2": "rolled back"}
+
+
+def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
+    from pipelines.loop import turn_loop
+    from pipelines.stores import decisions, plans, registry
+
+    def versions() -> list[str]:
+        return [version.version for version in registry().versions(MODEL)]
+
+    # All is as in training: nothing asks for anything.
+    serve(trained, 10, 14)
+    calm = turn_loop(MODEL, text(24), report=False)
+    assert (calm.look.decision.verdict.outcome, calm.retrain.verdict.outcome) == ("STABLE", "WAIT")
+    before = versions()
+
+    # The feed of x dies: never trained on, whatever it costs.
+    serve(trained, 24, 7, broken="feed")
+    fault = turn_loop(MODEL, text(31), report=False)
+    assert fault.look.decision.verdict.outcome == "UPSTREAM_FAULT", fault.look.decision.verdict.reason
+    assert (fault.look.action, fault.retrain.verdict.outcome, fault.outcome) == ("fix upstream", "REFUSE", None)
+    assert fault.look.alert
+    assert versions() == before
+
+    # The world turns round: the same x means the opposite now.
+    serve(trained, 31, 21, law=0.1)
+    turn = turn_loop(MODEL, text(52), report=False)
+    assert (turn.look.decision.verdict.outcome, turn.look.action) == ("DRIFT", "retrain"), turn.look.decision.verdict
+    assert turn.retrain.verdict.outcome == "RETRAIN"
+    assert turn.outcome is not None
+    assert len(versions()) == len(before) + 1
+    history = len(plans().history(MODEL))
+    taken = len(decisions().list(MODEL))
+
+    # The same turn again, as after a kill: the same decisions, the same version.
+    again = turn_loop(MODEL, text(52), report=False)
+    assert (again.retrain, again.outcome) == (turn.retrain, turn.outcome)
+    assert (len(versions()), len(plans().history(MODEL)), len(decisions().list(MODEL))) == (
+        len(before) + 1,
+        history,
+        taken,
+    )
+
+    # A later look has to wait for the cooldown, and says for how long.
+    later = turn_loop(MODEL, text(54), report=False)
+    assert (later.retrain.verdict.outcome, later.outcome) == ("WAIT", None)
+    assert later.retrain.verdict.needs["days"] == pytest.approx(14 - 2)
+
+
+def test_a_watch_job_that_fails_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.loop import look
+    from trellis.errors import DataError
+
+    segment = next((trained / "predictions" / MODEL).glob("*.jsonl"))
+    whole = segment.read_bytes()
+    segment.write_bytes(b"no JSON\n" + whole)
+    try:
+        with pytest.raises(DataError, match=f"The watch job of '{MODEL}' failed"):
+            look(MODEL, text(54), report=False)
+    finally:
+        segment.write_bytes(whole)
