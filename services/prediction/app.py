@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,19 +21,17 @@ import trellis
 from services.prediction import openapi, v2
 from services.prediction.answer import Answerer, Log
 from services.prediction.columns import rfc3339
-from services.prediction.errors import UnavailableError
 from services.prediction.features import OnlineFeatures, open_store
 from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
 from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
+from services.prediction.workers import Deadline, Workers, within
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
 from trellis.decision import to_json_value
 from trellis.errors import RequestError
 
-_THREADS = 4
-_MOST_WAITING = 256
 _FEW_ROWS = 8
 _QUICK_SECONDS = 0.0005
 
@@ -47,6 +43,8 @@ class Limits(Protocol):
     flush_seconds: float
     max_rows: int
     max_body_bytes: int
+    request_seconds: float
+    max_waiting: int
 
 
 class PredictionService:
@@ -81,8 +79,7 @@ class PredictionService:
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._observe)
-        self._threads = ThreadPoolExecutor(_THREADS, "score")
-        self._waiting = 0
+        self._workers = Workers(limits.max_waiting)
 
     def start(self) -> None:
         """Begin to load and to follow the plans; returns at once, ``ready`` tells when it is done."""
@@ -95,7 +92,7 @@ class PredictionService:
             StorageError: The disk refuses the last records.
         """
         self._watcher.stop()
-        self._threads.shutdown(wait=True)
+        self._workers.close()
         for log in (*self._logs.values(), *self._label_logs.values()):
             log.close()
 
@@ -161,7 +158,7 @@ class PredictionService:
 
     async def _predict(self, scope: Scope, body: bytes) -> bytes:
         model, schema = self._model(scope)
-        return await self._answer(model, schema, body)
+        return await self._answer(scope, model, schema, body)
 
     async def _take_labels(self, scope: Scope, body: bytes) -> bytes:
         model, schema = self._model(scope)
@@ -177,7 +174,8 @@ class PredictionService:
             }
             for label in labels
         ]
-        await self._in_thread(lambda: self._label_log(model.name).extend(records))
+        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)
+        await within(deadline, self._workers.run(lambda: self._label_log(model.name).extend(records), deadline))
         self.metrics.labels.labels(model.name).inc(len(records))
         return to_json({"accepted": len(records)})
 
@@ -208,7 +206,9 @@ class PredictionService:
         body = v2.native_body(model.spec, wanted, max_rows=self._limits.max_rows)
         names = [output.name for output in wanted.outputs]
         version = scope["path_params"].get("version")
-        return await self._answer(model, schema, body, version, lambda a: v2.infer_response(model.spec, a, names))
+        return await self._answer(
+            scope, model, schema, body, version, lambda a: v2.infer_response(model.spec, a, names)
+        )
 
     # --- description and metrics
 
@@ -234,6 +234,7 @@ class PredictionService:
 
     async def _answer(
         self,
+        scope: Scope,
         model: ModelRuntime,
         schema: ModelSchema,
         body: bytes,
@@ -241,18 +242,34 @@ class PredictionService:
         shape: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     ) -> bytes:
         parsed = parse(schema.request, body)
+        request_id = parsed.id or secrets.token_hex(8)
 
-        async def make() -> bytes:
-            request_id = parsed.id or secrets.token_hex(8)
+        def work() -> bytes:
+            return to_json(shape(self._answerer.answer(model, parsed.rows, request_id, version=version)))
 
-            def work() -> bytes:
-                return to_json(shape(self._answerer.answer(model, parsed.rows, request_id, version=version)))
+        if self._is_quick(model, parsed.rows):
+            if parsed.id is None:
+                return work()
+            return await self._once(model, parsed.id, body, version, _done(work))
+        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)
 
-            return work() if self._is_quick(model, parsed.rows) else await self._in_thread(work)
+        async def wait() -> bytes:
+            answer: bytes = await self._workers.run(work, deadline)
+            return answer
 
         if parsed.id is None:
-            return await make()
-        answer, repeated = await self._repeats.once(model.name, parsed.id, body + (version or "").encode(), make)
+            return await within(deadline, wait())
+        return await within(deadline, self._once(model, parsed.id, body, version, wait))
+
+    async def _once(
+        self,
+        model: ModelRuntime,
+        request_id: str,
+        body: bytes,
+        version: str | None,
+        make: Callable[[], Awaitable[bytes]],
+    ) -> bytes:
+        answer, repeated = await self._repeats.once(model.name, request_id, body + (version or "").encode(), make)
         if repeated:
             self.metrics.repeats.labels(model.name).inc()
         return answer
@@ -269,16 +286,6 @@ class PredictionService:
             and all(version.seconds < _QUICK_SECONDS for version in model.active.versions.values())
             and all(f.name in row.model_fields_set for f in model.spec.features for row in rows)
         )
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Run blocking work apart from the event loop; what would wait too long is refused at once."""
-        if self._waiting >= _MOST_WAITING:
-            raise UnavailableError(f"{self._waiting} requests wait for an answer.", remedy="Try again in a second.")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        finally:
-            self._waiting -= 1
 
     def _open_features(self, model: ModelRuntime) -> None:
         _, schema = self._schema(model)
@@ -323,6 +330,13 @@ class PredictionService:
     def _observe(self) -> None:
         self.metrics.flush()
         self.metrics.log_pending.set(sum(log.pending for log in list(self._logs.values())))
+
+
+def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
+    async def make() -> bytes:
+        return work()
+
+    return make
 
 
 def _summary(model: ModelRuntime) -> Mapping[str, Any]:

@@ -8,7 +8,20 @@ from trellis.errors import RequestError, StorageError, TrellisError, UnknownMode
 
 
 class UnavailableError(TrellisError):
-    """The service cannot answer just now, through no fault of the caller (503)."""
+    """The service cannot answer just now, through no fault of the caller (503).
+
+    Args:
+        what: As for every error, like ``remedy``.
+        retry_after: Seconds after which asking again makes sense.
+    """
+
+    def __init__(self, what: str, *, remedy: str | None = None, retry_after: int = 1) -> None:
+        self.retry_after = retry_after
+        super().__init__(what, remedy=remedy)
+
+
+class DeadlineError(TrellisError):
+    """The answer is on its way, and was not there in the time that the request allows (504)."""
 
 
 def status_of(error: TrellisError) -> int:
@@ -17,6 +30,8 @@ def status_of(error: TrellisError) -> int:
         return error.status
     if isinstance(error, UnknownModelError):
         return 404
+    if isinstance(error, DeadlineError):
+        return 504
     return 503
 
 

@@ -21,7 +21,15 @@ _ERRORS = {
     "413": "Too many rows, or too large a body.",
     "415": "The content type is not application/json.",
     "422": "A field is unknown, missing, of the wrong type or out of range.",
-    "503": "Not ready, overloaded, or the answer could not be logged; send it again.",
+    "503": "Not ready, overloaded, or the answer could not be logged; send it again after `Retry-After` seconds.",
+    "504": "The answer took longer than `X-Timeout-Ms` or the service's own limit; the same `id` fetches it.",
+}
+_TIMEOUT = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds after which the answer is of no use; a request that cannot make it is refused early.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 600000},
 }
 _ERROR = {
     "type": "object",
@@ -127,6 +135,7 @@ def _operation(
         "operationId": name,
         "summary": summary,
         "description": text,
+        "parameters": [_TIMEOUT],
         "requestBody": {"required": True, "content": {"application/json": content}},
         "responses": {
             "200": {
@@ -173,7 +182,7 @@ def _common(infer: Mapping[str, Any], example: Any) -> dict[str, Any]:
         "/v2/health/ready": get(protocol, "Whether every model is loaded (503 until then)"),
         "/v2/models/{model}": get(protocol, "Model metadata", named=True),
         "/v2/models/{model}/ready": get(protocol, "Whether a model is loaded", named=True),
-        "/v2/models/{model}/infer": {"post": inference | {"parameters": [model]}},
+        "/v2/models/{model}/infer": {"post": inference | {"parameters": [model, _TIMEOUT]}},
         "/metrics": get("operations", "Prometheus metrics", media="text/plain"),
     }
 

@@ -165,7 +165,8 @@ def _parts(error: TrellisError, *, v2: bool) -> tuple[bytes, int, dict[str, str]
         parts = body["error"]
         place = f"{parts['field']}: " if parts["field"] else ""
         body = {"error": f"{place}{parts['reason']}. {parts['remedy']}", "detail": parts}
-    return to_json(body, inf_nan_mode="null"), status, {"retry-after": "1"} if status == 503 else {}
+    wait = {"retry-after": str(getattr(error, "retry_after", 1))} if status == 503 else {}
+    return to_json(body, inf_nan_mode="null"), status, wait
 
 
 async def http_error(request: Request, error: Exception) -> Response:

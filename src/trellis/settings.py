@@ -50,6 +50,13 @@ class Settings(BaseSettings):
     )
     max_rows: int = Field(1_000, ge=1, le=100_000, description="Most rows of one request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest request body, in bytes.")
+    request_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=600,
+        description="Longest time to answer a request, in seconds; X-Timeout-Ms can only shorten it.",
+    )
+    max_waiting: int = Field(256, ge=1, le=100_000, description="Most requests that may wait for an answer.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message logged.")
 
     @property

@@ -27,6 +27,8 @@ class Limits:
     flush_seconds: float = 0.0
     max_rows: int = 20
     max_body_bytes: int = 20_000
+    request_seconds: float = 10.0
+    max_waiting: int = 256
 
 
 @dataclass
@@ -147,7 +149,7 @@ class World:
         self.runner.close()
         for log in (*self.service._logs.values(), *self.service._label_logs.values()):
             log.close()
-        self.service._threads.shutdown()
+        self.service._workers.close()
         self.plans.close()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
@@ -392,9 +393,9 @@ def world_save(world, champion, canary, share, revision):
     world.plans.save(plan, expected_revision=revision, who="test", why="test")
 
 
-def test_more_requests_than_may_wait_are_refused_at_once(world, row, monkeypatch):
+def test_more_requests_than_may_wait_are_refused_at_once(world, row):
     world.deploy(world.artifact("1"))
-    monkeypatch.setattr("services.prediction.app._MOST_WAITING", 5)
+    world.service._workers._most = 5
 
     async def many():
         path = "/v1/models/toy_linear/predict"
@@ -406,7 +407,89 @@ def test_more_requests_than_may_wait_are_refused_at_once(world, row, monkeypatch
     assert len(world.logged()) == codes.count(200)
     refused = answers[codes.index(503)]
     assert "wait for an answer" in refused.json()["error"]["reason"]
+    assert int(refused.headers["retry-after"]) >= 1
     assert world.predict(row()).status_code == 200
+
+
+class Slow:
+    """A store that answers only when it is let."""
+
+    def __init__(self, world):
+        self.gate = threading.Event()
+        self.started = 0
+        online = world.shops.online
+
+        def slow(*arguments):
+            self.started += 1
+            assert self.gate.wait(20)
+            return online(*arguments)
+
+        world.shops.online = slow
+
+
+def test_what_is_not_started_by_its_deadline_is_never_started(world, row):
+    world.deploy(world.artifact("1"))
+    slow = Slow(world)
+    path = "/v1/models/toy_linear/predict"
+
+    async def scene():
+        short = {"x-timeout-ms": "50"}
+        blocking = [
+            asyncio.create_task(world.send("POST", path, json={"rows": [row()], "id": f"b{i}"})) for i in range(4)
+        ]
+        while slow.started < 4:
+            await asyncio.sleep(0.005)
+        late = await world.send("POST", path, json={"rows": [row()], "id": "late"}, headers=short)
+        slow.gate.set()
+        return late, await asyncio.gather(*blocking)
+
+    late, blocked = world.runner.run(scene())
+    assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+    assert "before its turn" in late.json()["error"]["reason"]
+    assert {a.status_code for a in blocked} == {200}
+    assert sorted(world.logged()["id"]) == ["b0#0", "b1#0", "b2#0", "b3#0"]
+    assert slow.started == 4
+    assert world.predict(row(), id="late").status_code == 200, "a refused id is free again"
+
+
+def test_an_answer_that_takes_too_long_can_be_fetched_by_its_id(world, row):
+    world.deploy(world.artifact("1"))
+    slow = Slow(world)
+    body = {"rows": [row()], "id": "long"}
+    first = world.post("/v1/models/toy_linear/predict", body, headers={"x-timeout-ms": "40"})
+    assert first.status_code == 504
+    assert "same id" in first.json()["error"]["remedy"]
+    slow.gate.set()
+    assert world.predict(row(), id="long").status_code == 200
+    assert len(world.logged()) == 1
+    assert slow.started == 1
+
+
+def test_a_queue_that_cannot_be_worked_off_in_time_refuses_early(world, row):
+    world.deploy(world.artifact("1"))
+    slow = Slow(world)
+    path = "/v1/models/toy_linear/predict"
+    world.service._workers._pace = 2.0  # seconds that one has taken of late
+
+    async def scene():
+        waiting = [asyncio.create_task(world.send("POST", path, json={"rows": [row()]})) for _ in range(12)]
+        while slow.started < 4:
+            await asyncio.sleep(0.005)
+        refused = await world.send("POST", path, json={"rows": [row()]}, headers={"x-timeout-ms": "1000"})
+        slow.gate.set()
+        await asyncio.gather(*waiting)
+        return refused
+
+    refused = world.runner.run(scene())
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "5", "nine ahead, four at a time, two seconds each"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "9" * 30, ""])
+def test_a_timeout_that_is_none_is_refused(world, row, value):
+    world.deploy(world.artifact("1"))
+    answer = world.post("/v1/models/toy_linear/predict", {"rows": [row()]}, headers={"x-timeout-ms": value})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "x-timeout-ms")
 
 
 def test_a_caller_that_goes_away_does_not_stop_its_request_and_may_ask_again(world, row):

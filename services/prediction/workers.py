@@ -1,0 +1,143 @@
+"""Threads that answer what the event loop must not wait for: a bounded queue, a deadline per request.
+
+A request that could not start before its deadline is refused when it comes (503, with the time to wait), not after it
+has waited; one whose deadline passes in the queue is taken out of it; one that was already started goes on, and its
+caller is told (504) that the same id will fetch the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from services.prediction.errors import DeadlineError, UnavailableError
+from trellis.errors import RequestError
+
+TIMEOUT_HEADER = b"x-timeout-ms"
+_THREADS = 4
+_LONGEST_MS = 600_000
+
+
+class Deadline:
+    """When a request must be answered; a monotonic moment.
+
+    Args:
+        seconds: From now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+        self.job: Future[Any] | None = None
+
+    @classmethod
+    def of(cls, headers: Iterable[tuple[bytes, bytes]], most: float) -> Deadline:
+        """Read a request's own deadline (``X-Timeout-Ms``), which can only be shorter than ``most`` seconds.
+
+        Raises:
+            RequestError: It is no number of milliseconds (400).
+        """
+        for name, value in headers:
+            if name == TIMEOUT_HEADER:
+                text = value[:20].decode("latin-1")
+                if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _LONGEST_MS):
+                    raise RequestError(
+                        "x-timeout-ms",
+                        f"{text!r} is no number of milliseconds",
+                        status=400,
+                        remedy=f"Send a whole number from 1 to {_LONGEST_MS}, or none.",
+                    )
+                return cls(min(most, int(text) / 1000))
+        return cls(most)
+
+    @property
+    def left(self) -> float:
+        """Seconds left, not below 0."""
+        return max(0.0, self.at - time.monotonic())
+
+
+class Workers:
+    """A few threads behind a queue that never grows past what can be answered in time.
+
+    Args:
+        most_waiting: Most requests in the queue, whatever their deadlines.
+    """
+
+    def __init__(self, most_waiting: int) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, "score")
+        self._most = most_waiting
+        self._waiting = 0
+        self._pace = 0.0  # seconds that a job takes, smoothed
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue or being worked on."""
+        return self._waiting
+
+    def close(self) -> None:
+        """Finish what was taken and end the threads."""
+        self._threads.shutdown(wait=True)
+
+    async def run(self, work: Callable[[], Any], deadline: Deadline) -> Any:
+        """Run blocking work apart from the event loop.
+
+        Raises:
+            UnavailableError: Too many wait, or the work would not start, or did not start, before the deadline.
+        """
+        ahead = max(0, self._waiting - _THREADS + 1)
+        expected = ahead / _THREADS * self._pace
+        if self._waiting >= self._most or expected > deadline.left:
+            raise UnavailableError(
+                f"{self._waiting} requests wait for an answer.",
+                remedy="Try again in a second.",
+                retry_after=max(1, math.ceil(expected)),
+            )
+        self._waiting += 1
+        try:
+            deadline.job = self._threads.submit(self._timed, work, deadline)
+            return await asyncio.wrap_future(deadline.job)
+        finally:
+            self._waiting -= 1
+
+    def _timed(self, work: Callable[[], Any], deadline: Deadline) -> Any:
+        if not deadline.left:
+            raise _never_started()
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self._pace += 0.1 * (time.perf_counter() - started - self._pace)
+
+
+async def within(deadline: Deadline, answer: Awaitable[bytes]) -> bytes:
+    """Await an answer until its deadline; what was started goes on without its caller.
+
+    Raises:
+        UnavailableError: It had not been started by then, and is not going to be.
+        DeadlineError: It had.
+    """
+    task = asyncio.ensure_future(answer)
+    done, _ = await asyncio.wait({task}, timeout=deadline.left)
+    if done:
+        return task.result()
+    if deadline.job is not None and deadline.job.cancel():
+        task.add_done_callback(_heard)
+        raise _never_started()
+    task.add_done_callback(_heard)
+    raise DeadlineError(
+        "The answer took longer than the request allows.",
+        remedy="Ask again with the same id to get it without it being made twice.",
+    )
+
+
+def _never_started() -> UnavailableError:
+    return UnavailableError("The request's time was over before its turn came.", remedy="Try again in a second.")
+
+
+def _heard(task: asyncio.Future[bytes]) -> None:
+    """Take note of how an abandoned answer ended, or asyncio complains that nobody did."""
+    if not task.cancelled():
+        task.exception()
