@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
 from pipelines.stores import decisions, plans, registry
@@ -28,6 +29,7 @@ from trellis.rollout import (
     CanaryInputs,
     LossStream,
     RolloutPlan,
+    Variant,
     exposures_of,
     ready_to_step,
 )
@@ -76,10 +78,13 @@ def weigh_canary(model: str, now: str) -> Decision | None:
     trial = trial_of(plans().history(model))
     if trial is None or trial.plan.canary is None:
         return None
+    state = controller().store.current(model)
+    if state is not None and state.gate and not state.final:
+        trial = replace(trial, gate=state.gate)
     spec = plugin_named(model).spec
     home = settings().directory()
-    moment = datetime.fromisoformat(now)
-    inputs = _inputs(spec, trial, read_predictions(home, model, until=moment), read_labels(home, model), moment)
+    until = moment(now)
+    inputs = _inputs(spec, trial, read_predictions(home, model, until=until), read_labels(home, model), until)
     verdict = decide(inputs, spec.rollout)
     decision = decision_of(
         "canary",
@@ -135,6 +140,21 @@ def pass_time(model: str, now: str) -> int:
     plan, _why = controller().look(model, None, plugin_named(model).spec.rollout, now, who="platform")
     mirror(model)
     return plan.revision
+
+
+def begin_rollout(model: str, candidate: Variant, decision: Decision) -> int:
+    """Begin the rollout of a candidate that a gate let in, by the model's strategy; a newer one supersedes an older.
+
+    Returns:
+        The revision of the plan afterwards.
+    """
+    acting = controller()
+    policy = plugin_named(model).spec.rollout
+    acting.start(
+        model, [candidate], policy, who="platform", why=decision.verdict.reason, gate=decision.id, supersede=True
+    )
+    plan = acting.plans.current(model)
+    return plan.revision if plan else 0
 
 
 @flow
@@ -197,7 +217,7 @@ def _followed(model: str, now: str) -> Decision | None:
     if not found.startswith("canary-"):
         return None
     decision = decisions().get(found)
-    return decision if datetime.fromisoformat(decision.at) >= datetime.fromisoformat(now) else None
+    return decision if moment(decision.at) >= moment(now) else None
 
 
 def _inputs(

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
 from pipelines.plugins import plugin_named
-from pipelines.rollout import mirror
+from pipelines.rollout import begin_rollout, mirror
 from pipelines.splits import split
 from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
@@ -34,7 +34,7 @@ from trellis.errors import ArtifactError, BrokenPluginError, StorageError, Trell
 from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
 from trellis.metrics import blocks_of, intervals, row_loss
-from trellis.rollout import RolloutPlan, Variant, first_plan, with_canary
+from trellis.rollout import Variant, first_plan
 from trellis.settings import settings
 from trellis.sums import loss_sums
 
@@ -287,7 +287,7 @@ def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
     """
     stage = {"PROMOTE": "candidate", "HOLD": "held"}.get(decision.verdict.outcome, "rejected")
     plan = plans().current(model)
-    named = plan is not None and version.version in {v.version for v in plan.variants}
+    named = plan is not None and version.version in {v.version for v in (*plan.variants, *plan.shadows)}
     if named:
         mirror(model)  # a kill may have come between the plan and the registry
         return plan.revision if plan is not None else 0
@@ -297,18 +297,13 @@ def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
     policy = plugin_named(model).spec.rollout
     variant = Variant(version.version, "champion", 1.0, version.path, version.digest)
     if plan is None:
-        planned: RolloutPlan = first_plan(model, variant, salt=f"{model}-{version.version}", unit=policy.unit)
+        first = first_plan(model, variant, salt=f"{model}-{version.version}", unit=policy.unit)
+        why = f"{decision.id}: {decision.verdict.reason}"
+        revision = plans().save(first, expected_revision=0, who="platform", why=why).revision
     else:
-        # A fresh salt for every rollout: its canary units are drawn independently of the last one's.
-        planned = replace(with_canary(plan, variant, policy.steps[0]), salt=f"{model}-{version.version}")
-    saved = plans().save(
-        planned,
-        expected_revision=plan.revision if plan else 0,
-        who="platform",
-        why=f"{decision.id}: {decision.verdict.reason}",
-    )
+        revision = begin_rollout(model, variant, decision)
     mirror(model)
-    return saved.revision
+    return revision
 
 
 @flow

@@ -119,6 +119,29 @@ def test_a_shadow_then_a_canary_then_a_champion(world, traffic):
     assert controller().plans.history(MODEL) == before
 
 
+def test_a_gates_promise_is_remembered_through_the_shadow(world, traffic, monkeypatch):
+    """The flow begins a rollout with the gate's decision; the canary's verdict, stages later, still knows it."""
+    from pipelines import rollout
+    from pipelines.stores import plans
+    from trellis.decision import Verdict, decision_of
+
+    world(steps=(0.5,), shadow_rate=1.0, shadow_days=1.0)
+    gate = decision_of(
+        "gate", model=MODEL, subject="2", at=at(0), inputs={}, policy={}, verdict=Verdict("PROMOTE", "better in June")
+    )
+    assert rollout.begin_rollout(MODEL, variant("2"), gate) == 2
+    assert plans().history(MODEL)[-1].why == f"{gate.id}: better in June"
+    asked = []
+    monkeypatch.setattr(rollout, "_expectation", lambda trial: (asked.append(trial.gate), (-0.3, 0.01))[1])
+    outcomes, plan = story(4, traffic)
+    assert set(asked) == {gate.id}
+    assert (outcomes[-1], plan.champion.version) == ("ROLL_BACK", "1")
+    rollout.begin_rollout(MODEL, variant("2"), gate)
+    rollout.begin_rollout(MODEL, variant("3"), gate)  # the newer candidate of a flow supersedes the older
+    assert [s.version for s in plans().current(MODEL).shadows] == ["3"]
+    assert [t.state.stage for t in rollout.controller().store.history(MODEL)[-2:]] == ["superseded", "shadow"]
+
+
 def test_a_bad_canary_is_rolled_back_and_a_paused_one_waits(world, traffic):
     from pipelines.rollout import controller
 
