@@ -21,6 +21,7 @@ _WORDS = {
     "plan_rollout": "planning the rollout",
     "weigh_canary": "weighing the canary",
     "follow_verdict": "following the verdict",
+    "pass_time": "waiting for the stage to end",
     "look": "watching the traffic",
     "weigh_retraining": "weighing a retraining",
 }
