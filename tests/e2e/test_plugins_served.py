@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tests" / "plugins" / "trellis-plugin-diabetes"
 THIRD_PARTY = "diabetes_progression"
 TRAINING = {
-    "flight_delay": ("--until", "2013-02-15T00:00:00Z", "--param", "rounds=40"),
+    "flight_delay": ("--until", "2013-07-01T00:00:00Z", "--param", "rounds=60"),
     "digits": (),
     THIRD_PARTY: (),
 }
@@ -106,7 +106,7 @@ def test_each_is_gated_registered_and_answers_its_own_example(model, trained, se
 def test_a_flight_gets_its_features_from_the_online_store(service: httpx.Client):
     """The training flow has brought the store up to its end; what the store held then is in the log of the answer."""
     row = {"carrier": "UA", "flight": 1545, "origin": "EWR", "dest": "IAH", "tailnum": None}
-    row |= {"sched_dep": "2013-02-15T00:30:00Z", "sched_minutes": 244, "distance": 1400}
+    row |= {"sched_dep": "2013-07-01T00:30:00Z", "sched_minutes": 244, "distance": 1400}
     answer = service.post("/v1/models/flight_delay/predict", json={"rows": [row]}).json()
     [prediction] = answer["predictions"]
     # No tail number, so only the views of the aircraft can be without data.
