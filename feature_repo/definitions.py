@@ -117,7 +117,7 @@ scheduled_departure = RequestSource(name="scheduled_departure", schema=[Field(na
     schema=[Field(name=name, dtype=Float32) for name in ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")],
     mode="python",
     owner=OWNER,
-    tags={"owner": OWNER, "freshness_sla": "PT0S"},
+    tags={"owner": OWNER, "freshness_sla": "PT0S", "arrays": "true"},  # takes numpy arrays as well as lists
     description="Hour of day and weekday of the scheduled departure on New York's clocks, as points on a circle.",
 )
 def departure_time(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,10 @@ def departure_time(inputs: dict[str, Any]) -> dict[str, Any]:
 
     import numpy as np
 
-    times = [t.astimezone(UTC).replace(tzinfo=None) if t is not None and t.tzinfo else t for t in inputs["sched_dep"]]
+    times = inputs["sched_dep"]
+    arrays = isinstance(times, np.ndarray)
+    if not arrays:
+        times = [t.astimezone(UTC).replace(tzinfo=None) if t is not None and t.tzinfo else t for t in times]
     utc = np.array(times, dtype="datetime64[s]")
     hours = utc.astype("datetime64[h]")
     unique, inverse = np.unique(hours, return_inverse=True)
@@ -148,7 +151,7 @@ def departure_time(inputs: dict[str, Any]) -> dict[str, Any]:
         angle = 2 * np.pi * (day if name.startswith("hour") else week)
         values = turn(angle).astype("float32")
         values[missing] = np.nan
-        out[name] = list(values)  # items of type float32, from which Feast infers the type
+        out[name] = values if arrays else list(values)  # items of type float32, from which Feast infers the type
     return out
 
 

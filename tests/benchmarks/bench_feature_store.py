@@ -87,7 +87,7 @@ def child(kind: str, home: Path, rows: int) -> None:
                 import ibis
 
                 text = text.replace("trellis.adapters.feast_asof.AsofOfflineStore", "duckdb").replace(
-                    "  memory_limit: 1GB\n", ""
+                    "  memory_limit: 500MB\n", ""
                 )
                 ibis.get_backend().raw_sql("SET memory_limit = '4GB'")
             (home / f"{kind}.yaml").write_text(text)

@@ -3,7 +3,9 @@
 
 Feast's own DuckDB store joins every entity row with every older feature row of its key and then keeps the newest, which
 takes minutes and gigabytes where few keys have many rows. ``ASOF`` finds the newest directly, by one sort and merge per
-view. Configured by class path::
+view. It is given as little as possible: key and time of a row become one integer, equal entity rows are asked for once,
+both sides come sorted, and what it answers is a row number, by which the features are then gathered. A view's columns
+therefore have to fit in memory, as its result has to anyway. Configured by class path::
 
     offline_store:
       type: trellis.adapters.feast_asof.AsofOfflineStore
@@ -17,15 +19,19 @@ Timestamps are compared in microseconds; those without a zone are read as UTC. I
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
@@ -38,10 +44,12 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 from feast.types import from_feast_to_pyarrow_type
+from numpy.typing import NDArray
 
 from trellis.errors import DataError, MissingFeatureError
 
-_ROW, _TIME, _CREATED = "__row", "__time", "__created"
+_MOST_KEYS = 2**31  # numbers of keys, before they are numbered anew
+_LARGEST = 2**62  # of a key and a moment in one integer
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -49,12 +57,12 @@ class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
     Attributes:
         type: Class path of the store.
-        memory_limit: What DuckDB may hold before it spills to disk.
-        threads: Threads of DuckDB; 0 takes every core.
+        memory_limit: What DuckDB may hold per thread before it spills to disk.
+        threads: How many views are joined at a time; 0 takes every core.
     """
 
     type: str = "trellis.adapters.feast_asof.AsofOfflineStore"
-    memory_limit: str = "1GB"
+    memory_limit: str = "500MB"
     threads: int = 0
 
 
@@ -136,12 +144,23 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         def run() -> pa.Table:
             table = pa.Table.from_pandas(entity_df.assign(**{time_column: times}), preserve_index=False)
             table = table.replace_schema_metadata(None)
-            with _connect(config) as db:
-                _register_keys(db, table, time_column, feature_views)
-                for view in feature_views:
-                    table = _append(
-                        table, _join(db, config, view, feature_refs, full_feature_names, filter_by_created_timestamp)
+            alike: dict[tuple[str, ...], list[FeatureView]] = {}  # views that ask the entity frame the same
+            for view in feature_views:
+                alike.setdefault(tuple(sorted(_join_keys(view).values())), []).append(view)
+
+            def join(keys: tuple[str, ...]) -> dict[str, pa.Table]:
+                asked = _Asked(table, keys, time_column)
+                return {
+                    view.projection.name_to_use(): _join(
+                        config, asked, view, feature_refs, full_feature_names, filter_by_created_timestamp
                     )
+                    for view in alike[keys]
+                }
+
+            with ThreadPoolExecutor(config.offline_store.threads or os.cpu_count()) as pool:
+                joined = {name: part for parts in pool.map(join, alike) for name, part in parts.items()}
+            for view in feature_views:
+                table = _append(table, joined[view.projection.name_to_use()])
             for view in on_demand:
                 table = _append(table, _derive(table, view, feature_refs, full_feature_names))
             return table
@@ -219,22 +238,25 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
             progress(table.num_rows)
 
 
-@cache
-def _database(memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
-    """Return this process's database for these options; every query has its own cursor on it."""
-    db = duckdb.connect()
-    db.execute(f"SET memory_limit = {_text(memory_limit)}")
-    if threads:
-        db.execute(f"SET threads = {threads:d}")
-    # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
-    db.execute("SET GLOBAL asof_loop_join_threshold = 0")
-    # A file that is replaced twice within a second would be read from memory, and wrongly.
-    db.execute("SET GLOBAL enable_external_file_cache = false")
-    return db
+_idle: dict[str, list[duckdb.DuckDBPyConnection]] = {}
 
 
-def _connect(config: RepoConfig) -> duckdb.DuckDBPyConnection:
-    return _database(config.offline_store.memory_limit, config.offline_store.threads).cursor()
+@contextmanager
+def _connect(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Lend a database of one thread: opening one takes as long as a query, and ``ASOF`` on two cursors of one hangs."""
+    limit = config.offline_store.memory_limit
+    idle = _idle.setdefault(limit, [])
+    try:
+        db = idle.pop()
+    except IndexError:
+        db = duckdb.connect(config={"threads": 1})
+        db.execute(f"SET memory_limit = {_text(limit)}")
+        # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
+        db.execute("SET GLOBAL asof_loop_join_threshold = 0")
+        # A file that is replaced twice within a second would be read from memory, and wrongly.
+        db.execute("SET GLOBAL enable_external_file_cache = false")
+    yield db
+    idle.append(db)  # not after an error: then it is closed with its last reference
 
 
 def _utc(times: pd.Series) -> pd.Series:
@@ -247,24 +269,103 @@ def _join_keys(view: FeatureView) -> dict[str, str]:
     return dict(view.projection.join_key_map) or {e.name: e.name for e in view.entity_columns}
 
 
-def _register_keys(
-    db: duckdb.DuckDBPyConnection, table: pa.Table, time_column: str, views: Sequence[FeatureView]
-) -> None:
-    """Register as ``entities`` only what the joins need: key columns, time and row number."""
-    used = sorted({column for view in views for column in _join_keys(view).values()})
-    missing = [column for column in used if column not in table.column_names]
-    if missing:
-        raise MissingFeatureError(
-            f"The entity frame lacks the join keys {missing}.", remedy=f"It has {table.column_names}."
-        )
-    keys = table.select(used)
-    keys = keys.append_column(_TIME, table[time_column].cast(pa.timestamp("us")).cast(pa.int64()))
-    db.register("entities", keys.append_column(_ROW, pa.array(range(table.num_rows), pa.int64())))
+class _Asked:
+    """What an entity frame asks of the views with certain keys: its distinct (key, time), in that order.
+
+    Attributes:
+        key: The distinct rows' keys as numbers, ``(m,)`` int64.
+        time: Their times in microseconds, ``(m,)`` int64.
+        position: Which of them each row of the frame is, ``(n,)``; -1 where its key or time is null.
+    """
+
+    def __init__(self, table: pa.Table, keys: Sequence[str], time_column: str) -> None:
+        missing = [column for column in keys if column not in table.column_names]
+        if missing:
+            raise MissingFeatureError(
+                f"The entity frame lacks the join keys {missing}.", remedy=f"It has {table.column_names}."
+            )
+        self._names = keys
+        columns = [_encoded(table[name]) for name in keys]
+        self._values = [column.dictionary.unique() for column in columns]
+        self._known: dict[int, NDArray[np.int64]] = {}
+        key, valid = self.number(columns, table.num_rows, learn=True)
+        time, timed = _microseconds(table[time_column])
+        rows = np.flatnonzero(valid & timed)
+        key, time = key[rows], time[rows]
+        (at,) = _ordinals([key], [time])
+        order = np.argsort(at)
+        new = _differs(at[order])
+        self.position = np.full(table.num_rows, -1, np.int64)
+        self.position[rows[order]] = np.cumsum(new) - 1
+        self.key, self.time = key[order][new], time[order][new]
+
+    def number(
+        self, columns: Sequence[pa.DictionaryArray], n: int, *, learn: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Number n keys, given column by column, and tell which of them are in the entity frame at all."""
+        number, valid, size = np.zeros(n, np.int64), np.ones(n, np.bool_), 1
+        for i, (column, values) in enumerate(zip(columns, self._values, strict=True)):
+            codes = _codes(column, values, self._names[i])
+            valid &= codes >= 0
+            number = number * len(values) + codes
+            size *= len(values)
+            if size > _MOST_KEYS:  # number those that occur, or the product of many columns would not fit
+                if learn:
+                    self._known[i] = np.unique(number[valid])
+                known = self._known[i]
+                place = np.searchsorted(known, number)
+                place[place == len(known)] = 0
+                valid &= known[place] == number if len(known) else False
+                number, size = place, len(known)
+        return number, valid
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    array = column.combine_chunks()
+    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+
+
+def _codes(column: pa.DictionaryArray, values: pa.Array, name: str) -> NDArray[np.int64]:
+    """Return each item's place among ``values``, -1 where it is not there or null."""
+    mine = column.dictionary
+    try:
+        kinds = [pa.schema([(name, mine.type)]), pa.schema([(name, values.type)])]
+        common = pa.unify_schemas(kinds, promote_options="permissive").field(0).type
+        place = pc.index_in(mine.cast(common), values.cast(common), skip_nulls=True).take(column.indices)
+    except (pa.ArrowTypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"The join key {name!r} is {values.type} in the entity frame and {mine.type} in a view's table.",
+            remedy="Give the entity frame the table's type.",
+        ) from error
+    return np.asarray(place.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+
+
+def _microseconds(times: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return times as microseconds since 1970, and which of them are not null."""
+    whole = times.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    return whole.fill_null(0).to_numpy(), whole.is_valid().to_numpy()
+
+
+def _ordinals(keys: Sequence[NDArray[np.int64]], times: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Turn pairs of key (0 or more) and time into integers of the same order: by key, then by time."""
+    some = [t for t in times if len(t)]
+    low, high = min((int(t.min()) for t in some), default=0), max((int(t.max()) for t in some), default=0)
+    most = max((int(k.max()) for k in keys if len(k)), default=0) + 1
+    if (high - low + 1) * most > _LARGEST:  # the distinct moments are fewer than the microseconds between them
+        ranks = np.unique(np.concatenate(times), return_inverse=True)[1]
+        times = np.split(ranks, np.cumsum([len(t) for t in times])[:-1])
+        low, high = 0, int(ranks.max())
+    return [key * (high - low + 1) + (time - low) for key, time in zip(keys, times, strict=True)]
+
+
+def _differs(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which of sorted values differ from the one before."""
+    return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
 
 
 def _join(
-    db: duckdb.DuckDBPyConnection,
     config: RepoConfig,
+    asked: _Asked,
     view: FeatureView,
     feature_refs: Sequence[str],
     full_names: bool,
@@ -275,78 +376,97 @@ def _join(
     wanted = [ref.split(":", 1)[1] for ref in feature_refs if ref.startswith(f"{name}:")]
     alias = view.projection.name_alias or view.name
     keys = _join_keys(view)
-    rows = _point_in_time_rows(db, config, view, list(keys), wanted, known_only)
-    ttl = ""
+    source = view.batch_source
+    created = source.created_timestamp_column
+    moments = [source.timestamp_field, *([created] if created else ())]
+    table = _read(config, source, view.name, list(keys), wanted, moments)
+
+    key, found = asked.number(
+        [_encoded(table[theirs]) for theirs, _ in sorted(keys.items(), key=itemgetter(1))], table.num_rows
+    )
+    time, timed = _microseconds(table[source.timestamp_field])
+    made, marked = _microseconds(table[created]) if created else (None, None)
+    if made is not None and marked is not None:
+        made = np.where(
+            marked, made, np.iinfo(np.int64).min
+        )  # a row that does not say when it was created is the oldest
+    rows = np.flatnonzero(found & timed if marked is None or not known_only else found & timed & marked)
+    key, time, made = key[rows], time[rows], None if made is None else made[rows]
+
+    available = np.maximum(time, made) if known_only and made is not None else time
+    entity_at, row_at = _ordinals([asked.key, key], [asked.time, available])
+    order = _best(key, time, made, row_at, known_only)
+    at = order[0]
+    match = np.full(len(asked.key), -1, np.int64)
+    with _connect(config) as db:
+        db.register("e", pa.table({"at": entity_at, "n": np.arange(len(entity_at))}))
+        db.register("f", pa.table({"at": at, "n": order[1]}))
+        pairs = db.execute("SELECT e.n, f.n AS row FROM e ASOF JOIN f ON e.at >= f.at").to_arrow_table()
+        db.unregister("e")
+        db.unregister("f")
+    n, row = pairs["n"].to_numpy(), pairs["row"].to_numpy()
+    fits = key[row] == asked.key[n]  # before the first row of a key lies the last one of the key before
     if view.ttl:
-        microseconds = view.ttl.days * 86_400_000_000 + view.ttl.seconds * 1_000_000 + view.ttl.microseconds
-        ttl = f"f.{_TIME} + {microseconds} >= e.{_TIME}"
-    columns = [
-        (f"CASE WHEN {ttl} THEN f.{_name(w)} END" if ttl else f"f.{_name(w)}")
-        + f" AS {_name(f'{alias}__{w}' if full_names else w)}"
-        for w in wanted
-    ]
-    conditions = [f"e.{_name(mine)} = f.{_name(theirs)}" for theirs, mine in keys.items()]
-    conditions.append(f"e.{_TIME} >= f.{'__available' if known_only else _TIME}")
-    query = f"""
-        SELECT {", ".join(columns)} FROM entities e ASOF LEFT JOIN ({rows}) f ON {" AND ".join(conditions)}
-        ORDER BY e.{_ROW}"""
-    return db.execute(query).to_arrow_table()
+        fits &= time[row] + view.ttl // timedelta(microseconds=1) >= asked.time[n]
+    match[n[fits]] = rows[row[fits]]
+    take = np.where(asked.position < 0, -1, match[asked.position]) if len(match) else asked.position
+    columns = table.select(wanted).take(pa.array(take, mask=take < 0))
+    return columns.rename_columns([f"{alias}__{w}" if full_names else w for w in wanted])
 
 
-def _point_in_time_rows(
-    db: duckdb.DuckDBPyConnection,
+def _best(
+    key: NDArray[np.int64],
+    time: NDArray[np.int64],
+    made: NDArray[np.int64] | None,
+    at: NDArray[np.int64],
+    known_only: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the moments of change, sorted, and which row holds from each of them on.
+
+    A later event is better, then a later creation, then a later place in the file. Where rows become available in
+    another order than that of their events (``known_only``), what holds is the best one so far of the key.
+    """
+    order = np.argsort(at)
+    last = np.roll(_differs(at[order]), -1)  # the first always differs, so this is True for the last of each moment
+    if made is not None and known_only:
+        rank = np.empty(len(at), np.int64)
+        best_last = np.lexsort((made, time, key))
+        rank[best_last] = np.arange(len(at))
+        # Ranks grow from key to key, so the best of the key before never outlives it.
+        return at[order][last], best_last[np.maximum.accumulate(rank[order])][last]
+    if not last.all():  # only a table with two rows of one key and moment pays for sorting them out
+        order = np.lexsort((at,) if made is None else (made, at))
+    return at[order][last], order[last]
+
+
+def _read(
     config: RepoConfig,
-    view: FeatureView,
+    source: DataSource,
+    view: str,
     keys: Sequence[str],
     wanted: Sequence[str],
-    known_only: bool,
-) -> str:
-    """Return a query for a view's rows, at most one per key and moment, its time column called ``__time``.
-
-    With ``known_only`` there is also ``__available``: from then on, the row is the best of those that had been created.
-    """
-    source = view.batch_source
-    relation, have = _relation(db, source, config, view.name)
-    created = source.created_timestamp_column
-    missing = [c for c in (*keys, *wanted, source.timestamp_field, *([created] if created else ())) if c not in have]
+    moments: Sequence[str],
+) -> pa.Table:
+    """Read the columns of a view's table under their names in the view."""
+    path = _existing(source, config, view)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    renamed: Mapping[str, str] = source.field_mapping or {}
+    have = {renamed.get(field.name, field.name): field for field in pq.read_schema(files[0])} if files else {}
+    columns = list(dict.fromkeys([*keys, *wanted, *moments]))
+    missing = [column for column in columns if column not in have]
     if missing:
         raise MissingFeatureError(
-            f"The table of the view {view.name!r} lacks {missing}.",
-            where=_path(source, config.repo_path),
+            f"The table of the view {view!r} lacks {missing}.",
+            where=path,
             remedy="Build the features again, or mend the view's definition.",
         )
-    columns = ", ".join([*(_name(k) for k in keys), *(_name(w) for w in wanted if w not in keys)])
-    time = f"epoch_us({_name(source.timestamp_field)}) AS {_TIME}"  # casts between zones cost more than the join
-    made = f"epoch_us({_name(created)})" if created else "NULL::BIGINT"
-    rows = f"SELECT {columns}, {time}, {made} AS {_CREATED}, file_row_number FROM {relation}"
-    rows += f" WHERE {_name(source.timestamp_field)} IS NOT NULL"
-    group = ", ".join(_name(k) for k in keys)
-    partition = f"PARTITION BY {group} " if group else ""
-    order = f"{_CREATED} DESC NULLS LAST, file_row_number DESC"
-    if known_only and created:
-        # The best row so far, in order of becoming available; its time only grows, so ASOF on availability is right.
-        values = ", ".join(f"{_name(c)} := {_name(c)}" for c in (*wanted, _TIME))
-        best = f"arg_max(struct_pack({values}), struct_pack(a := {_TIME}, b := {_CREATED}, c := file_row_number))"
-        moment = f"greatest({_TIME}, {_CREATED})"
-        return f"""
-            SELECT {group + "," if group else ""} moment AS __available, unnest(best) FROM (
-                SELECT {group + "," if group else ""} moment, {best} OVER (
-                    {partition}ORDER BY moment RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS best
-                FROM (SELECT *, {moment} AS moment FROM ({rows}) WHERE {_CREATED} IS NOT NULL))
-            QUALIFY row_number() OVER (PARTITION BY {group + "," if group else ""} moment) = 1"""
-    # Only a table that has two rows of one key and moment pays for sorting them out.
-    distinct = f"{group}, {_TIME}" if group else _TIME
-    doubled = db.execute(f"SELECT count(*) > count(DISTINCT hash({distinct})) FROM ({rows})").fetchone()
-    if doubled and doubled[0]:
-        by = f"PARTITION BY {distinct}"
-        rows = f"SELECT * FROM ({rows}) QUALIFY row_number() OVER ({by} ORDER BY {order}) = 1"
-    return f"SELECT *, {_TIME} AS __available FROM ({rows})" if known_only else rows
+    # Keys that are text come as numbers into a list of the distinct ones, as the file has them.
+    coded = [have[k].name for k in keys if k not in wanted and pa.types.is_string(have[k].type)]
+    table = pq.read_table(files, columns=[have[c].name for c in columns], read_dictionary=coded, partitioning=None)
+    return table.rename_columns([renamed.get(c, c) for c in table.column_names]).select(columns)
 
 
-def _relation(
-    db: duckdb.DuckDBPyConnection, source: DataSource, config: RepoConfig, view: str | None = None
-) -> tuple[str, list[str]]:
-    """Return a subquery over a source's file with its fields renamed, and the names of its columns."""
+def _existing(source: DataSource, config: RepoConfig, view: str | None = None) -> Path:
     path = _path(source, config.repo_path)
     if not path.exists():
         raise MissingFeatureError(
@@ -354,6 +474,12 @@ def _relation(
             where=path,
             remedy="Build the features first.",
         )
+    return path
+
+
+def _relation(db: duckdb.DuckDBPyConnection, source: DataSource, config: RepoConfig) -> tuple[str, list[str]]:
+    """Return a subquery over a source's file with its fields renamed, and the names of its columns."""
+    path = _existing(source, config)
     files = _text(path / "*.parquet" if path.is_dir() else path)
     have = [row[0] for row in db.execute(f"DESCRIBE SELECT * FROM read_parquet({files})").fetchall()]
     renamed: Mapping[str, str] = source.field_mapping or {}
@@ -420,7 +546,14 @@ def _derive(table: pa.Table, view: OnDemandFeatureView, feature_refs: Sequence[s
     if given.num_columns == 1:  # a view works row by row, so equal rows need only be worked out once
         encoded = given.column(0).combine_chunks().dictionary_encode(null_encoding="encode")
         given, rows = pa.table({given.column_names[0]: encoded.dictionary}), encoded.indices
-    made = view.transform_arrow(given, full_names)
+    if view.tags.get("arrays") == "true":  # says that it takes arrays as well as lists
+        inputs = {c: given[c].to_numpy() for c in given.column_names}
+        made = pa.table({c: pa.array(v, from_pandas=True) for c, v in view.feature_transformation.udf(inputs).items()})
+        made = made.rename_columns(
+            [f"{view.projection.name_to_use()}__{c}" if full_names else c for c in made.column_names]
+        )
+    else:
+        made = view.transform_arrow(given, full_names)
     made = made if rows is None else made.take(rows)
     name = view.projection.name_to_use()
     wanted = [ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] in (name, view.name)]
