@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     port: int = Field(3000, ge=0, le=65535, description="Port of the prediction service.")
     mlflow_uri: str | None = Field(None, description="MLflow store; SQLite in the home if unset.")
     store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite if unset.")
+    online_store: str = Field(
+        "sqlite",
+        pattern=r"^(sqlite|rediss?://.+)$",
+        description="Online features: sqlite, a file in the home, or a Redis as redis://host:port/0.",
+    )
     orchestrator: Literal["embedded", "prefect"] = Field(
         "embedded", description="Whether flows run in this process or through a Prefect server (PREFECT_API_URL)."
     )

@@ -11,17 +11,22 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trellis.adapters.feast_encoding import KeyEncoder
 from trellis.contract import Batch, row_count
 from trellis.errors import ConfigError, DataError, MissingFeatureError, close_matches
+
+if TYPE_CHECKING:
+    from trellis.adapters.online_redis import RedisReader
 
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -29,8 +34,8 @@ _START = datetime(1970, 1, 1, tzinfo=UTC)
 class FeatureStore:
     """What is declared in a feature repository, with its tables and stores below one home directory.
 
-    Feature tables are ``<home>/features/VIEW.parquet``; Feast's registry and online store are in ``<home>/feast``.
-    One instance may be shared by threads.
+    Feature tables are ``<home>/features/VIEW.parquet``; Feast's registry is in ``<home>/feast``, and so is the online
+    store, unless ``TRELLIS_ONLINE_STORE`` names a Redis. One instance may be shared by threads.
 
     Args:
         repo: Directory with ``feature_store.yaml`` and ``definitions.py``.
@@ -121,8 +126,9 @@ class FeatureStore:
         now = given.get(plan.time_field) if plan.time_field else None
         out: dict[str, NDArray[Any]] = {}
         times: dict[str, NDArray[Any]] = {}
-        for view in plan.views:
-            found, times[view.name] = self._read(view, given, n, now)
+        rows = [_rows(view, given, n) for view in plan.views]
+        for view, asked, answers in zip(plan.views, rows, self._fetch(plan.views, rows), strict=True):
+            found, times[view.name] = _columns(view, asked, answers, now)
             out.update(found)
         out.update(self._derive(plan, given))
         return {name: out[name] for name in plan.features}, times
@@ -191,7 +197,7 @@ class FeatureStore:
         written: dict[str, int] = {}
         with _surroundings(self._home), self._lock:
             for view in self._feast.list_feature_views():
-                digest = _digest(_view_form(view))
+                digest = _digest(_view_form(view) | self._place)
                 mark = marks.get(view.name, {})
                 done = datetime.fromisoformat(mark["until"]) if mark.get("digest") == digest else _START
                 start = (since if since.tzinfo else since.replace(tzinfo=UTC)) if since else done
@@ -245,36 +251,28 @@ class FeatureStore:
                 plan = self._plans[service] = _Plan(self._feast, services[service])
         return plan
 
-    def _read(
-        self, view: _View, given: Mapping[str, NDArray[Any]], n: int, now: NDArray[Any] | None
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-        """Read one view for n rows, each key once."""
-        rows = list(zip(*(given[key].tolist() for key in view.keys), strict=True)) if view.keys else [()] * n
-        unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    def _fetch(self, views: list[_View], rows: list[_Rows]) -> list[_Answers]:
+        """Read several views, each entity once: from Redis all in one round trip."""
+        if self._redis is not None:
+            from trellis.adapters.online_redis import Asked
+
+            asked = [Asked(v.name, v.features, v.encoder, list(r.unique)) for v, r in zip(views, rows, strict=True)]
+            return self._redis.read(asked)
+        return [self._fetch_one(view, one) for view, one in zip(views, rows, strict=True)]
+
+    def _fetch_one(self, view: _View, rows: _Rows) -> _Answers:
         with self._lock:
             answers = self._provider.online_read(
-                self._feast.config, view.view, [view.entity_key(row) for row in unique], list(view.features)
+                self._feast.config, view.view, [view.entity_key(row) for row in rows.unique], list(view.features)
             )
-        when = np.full(len(unique), "NaT", dtype="datetime64[us]")
-        columns = {name: np.full(len(unique), _blank(dtype), dtype=dtype) for name, dtype in view.dtypes.items()}
-        for i, (moment, values) in enumerate(answers):
-            if values is None:
+        found: _Answers = []
+        for moment, values in answers:
+            if values is None or not moment.timestamp():  # Feast's Redis says "no row" by a time of 0
+                found.append((None, []))
                 continue
-            when[i] = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-            for name, column in columns.items():
-                value = values.get(name)
-                kind = value.WhichOneof("val") if value is not None else None
-                if kind:
-                    column[i] = getattr(value, kind)
-        take = np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n)
-        when = when[take]
-        found = {name: column[take] for name, column in columns.items()}
-        if now is not None:
-            old = _too_old(when, view.ttl, now)
-            if old.any():
-                for column in found.values():
-                    column[old] = _blank(column.dtype)
-        return found, when
+            at = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+            found.append((np.datetime64(at, "us"), [_python(values.get(name)) for name in view.features]))
+        return found
 
     def _write(self, view: Any, start: datetime, until: datetime) -> int:
         """Write the newest row of each key in [start, until], unless the store has a newer one."""
@@ -307,8 +305,24 @@ class FeatureStore:
         return len(fresh)
 
     @cached_property
+    def _redis(self) -> RedisReader | None:
+        """The reader of Feast's Redis, where that is the online store (a cluster or sentinels go through Feast)."""
+        online = self._feast.config.online_store
+        if online.type != "redis" or str(online.redis_type.value) != "redis":
+            return None
+        from trellis.adapters.online_redis import RedisReader
+
+        return RedisReader(online.connection_string, self._feast.config.project)
+
+    @cached_property
     def _provider(self) -> Any:
         return self._feast._get_provider()
+
+    @property
+    def _place(self) -> dict[str, str]:
+        """Where the online store is, if not in the home: what was written to one place is not yet in another."""
+        online = self._feast.config.online_store
+        return {} if online.type == "sqlite" else {"online": online.connection_string.partition(",")[0]}
 
     @property
     def _marks_path(self) -> Path:
@@ -330,6 +344,18 @@ class FeatureStore:
             db.close()
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The entities of a request, each once, and which one each row is."""
+
+    unique: dict[tuple[Any, ...], int]
+    take: NDArray[np.intp]
+
+
+# Per entity the event time and the values, in the order of the view's features; no time where there is no row.
+_Answers = list[tuple[np.datetime64 | None, list[Any]]]
+
+
 class _View:
     """A batch view, as much of it as a read needs."""
 
@@ -342,18 +368,23 @@ class _View:
         self.ttl: timedelta | None = view.ttl or None
         self._types = [e.dtype.to_value_type() for e in view.entity_columns]
 
+    @cached_property
+    def encoder(self) -> KeyEncoder:
+        """What turns key values into Feast's bytes."""
+        return KeyEncoder(self.keys, [kind.name for kind in self._types])
+
     def entity_key(self, values: tuple[Any, ...]) -> Any:
         """Turn key values into Feast's key."""
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.protos.feast.types.Value_pb2 import Value
         from feast.value_type import ValueType
 
-        protos = [
-            Value(string_val="" if value is None else str(value))
-            if kind == ValueType.STRING
-            else Value(int64_val=int(value))
-            for value, kind in zip(values, self._types, strict=True)
-        ]
+        def proto(value: Any, kind: Any) -> Any:
+            if kind == ValueType.STRING:
+                return Value(string_val="" if value is None else str(value))
+            return Value(int32_val=int(value)) if kind == ValueType.INT32 else Value(int64_val=int(value))
+
+        protos = [proto(value, kind) for value, kind in zip(values, self._types, strict=True)]
         return EntityKey(join_keys=list(self.keys), entity_values=protos)
 
 
@@ -384,6 +415,35 @@ class _Plan:
         forms = [_view_form(v.view) for v in self.views]
         forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]
         self.digest = _digest({"service": service.name, "features": self.features, "views": forms})
+
+
+def _rows(view: _View, given: Mapping[str, NDArray[Any]], n: int) -> _Rows:
+    rows = list(zip(*(given[key].tolist() for key in view.keys), strict=True)) if view.keys else [()] * n
+    unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    return _Rows(unique, np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n))
+
+
+def _columns(
+    view: _View, rows: _Rows, answers: _Answers, now: NDArray[Any] | None
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Spread the answers over the rows, as columns; what is too old is missing."""
+    when = np.full(len(answers), "NaT", dtype="datetime64[us]")
+    columns = {name: np.full(len(answers), _blank(dtype), dtype=dtype) for name, dtype in view.dtypes.items()}
+    for i, (moment, values) in enumerate(answers):
+        if moment is None:
+            continue
+        when[i] = moment
+        for column, value in zip(columns.values(), values, strict=True):
+            if value is not None:
+                column[i] = value
+    when = when[rows.take]
+    found = {name: column[rows.take] for name, column in columns.items()}
+    if now is not None:
+        old = _too_old(when, view.ttl, now)
+        if old.any():
+            for column in found.values():
+                column[old] = _blank(column.dtype)
+    return found, when
 
 
 def _too_old(when: NDArray[Any], ttl: timedelta | None, now: NDArray[Any]) -> NDArray[np.bool_]:
@@ -426,6 +486,16 @@ def _blank(dtype: np.dtype[Any]) -> Any:
     return None if dtype.kind == "O" else np.nan
 
 
+def _python(value: Any) -> Any:
+    """Return what one of Feast's values holds; None where it holds nothing."""
+    kind = value.WhichOneof("val") if value is not None else None
+    if kind is None or kind in ("float_val", "double_val", "int32_val", "int64_val", "bool_val", "string_val"):
+        return getattr(value, kind) if kind else None
+    from feast.type_map import feast_value_type_to_python_type
+
+    return feast_value_type_to_python_type(value)
+
+
 def _aware(at: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
@@ -464,10 +534,11 @@ def _import_feast() -> Any:
 
 @contextmanager
 def _surroundings(home: Path) -> Iterator[None]:
-    """Give Feast's files the home they name, and keep its notes about on-demand views being experimental to itself."""
+    """Give Feast's files the variables they name, and keep quiet about on-demand views being experimental."""
     _import_feast()
-    before = os.environ.get("TRELLIS_HOME")
-    os.environ["TRELLIS_HOME"] = str(home)
+    named = {"TRELLIS_HOME": str(home), "FEAST_ONLINE_STORE": _online_store(home)}
+    before = {name: os.environ.get(name) for name in named}
+    os.environ.update(named)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"feast\.")
@@ -475,7 +546,22 @@ def _surroundings(home: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             yield
     finally:
-        if before is None:
-            os.environ.pop("TRELLIS_HOME", None)
-        else:
-            os.environ["TRELLIS_HOME"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _online_store(home: Path) -> str:
+    """Return the online store of ``TRELLIS_ONLINE_STORE`` as Feast's file wants it: YAML in one line, which JSON is.
+
+    Raises:
+        ConfigError: It is neither ``sqlite`` nor a Redis URL.
+    """
+    chosen = os.environ.get("TRELLIS_ONLINE_STORE", "sqlite")
+    if chosen == "sqlite":
+        return json.dumps({"type": "sqlite", "path": str(home / "feast" / "online.db")})
+    from trellis.adapters.online_redis import connection_string
+
+    return json.dumps({"type": "redis", "connection_string": connection_string(chosen)})
