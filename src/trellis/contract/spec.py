@@ -261,6 +261,8 @@ class ModelSpec:
         """Refuse a declaration that contradicts itself, naming the model and the part."""
         _require(bool(_NAME.fullmatch(self.name)), self.name, "is not a lower snake case name")
         _require(bool(self.owner and self.description), self.name, "needs an owner and a description")
+        bounded = self.task != "regression" or self.rollout.strategy != "bandit"
+        _require(bounded, self.name, "cannot be rolled out by a bandit: its loss is not in [0, 1]")
         names = [f.name for f in (*self.request, *self.features)]
         _require(len(names) == len(set(names)), self.name, f"declares a field twice: {_doubles(names)}")
         known, sent = set(names), {f.name for f in self.request}

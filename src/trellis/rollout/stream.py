@@ -15,6 +15,10 @@ from trellis.errors import DataError
 # 50 %. It must not depend on the data; elsewhere the bounds are valid too, and a little wider.
 TUNED_AT = 1_000.0
 _MOST_INFORMATION = 1e12
+# Below so many rows a regression adds more noise than it takes away; below so much spread, relative to the mean, the
+# covariate is a constant but for rounding.
+_FEWEST_FOR_SLOPE = 100
+_LEAST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class LossStream:
         square: Sum of ``y²``.
         information: Sum of ``π(1 - π)``.
         surplus: Sum of ``A - π``: canary rows beyond what the shares lead one to expect.
+        covariate, covariate_square, covariate_loss: Sums of the covariate ``x``, ``x²`` and ``x · loss``; zero without.
     """
 
     rows: int = 0
@@ -46,17 +51,27 @@ class LossStream:
     square: float = 0.0
     information: float = 0.0
     surplus: float = 0.0
+    covariate: float = 0.0
+    covariate_square: float = 0.0
+    covariate_loss: float = 0.0
 
-    def update(self, canary: NDArray[Any], loss: NDArray[Any], share: ArrayLike) -> LossStream:
+    def update(
+        self, canary: NDArray[Any], loss: NDArray[Any], share: ArrayLike, covariate: NDArray[Any] | None = None
+    ) -> LossStream:
         """Return the state after more rows, in the order in which their labels became known.
 
         Args:
             canary: Whether the canary answered, ``(n,)``.
             loss: Loss of every row, ``(n,)``, as ``trellis.metrics.row_loss`` returns.
             share: The canary's share when the row was assigned, in [0, 1], one number or ``(n,)``.
+            covariate: What lets one expect the loss and was known before the assignment, ``(n,)``, for example the mean
+                loss of the row's segment before the rollout. ``y`` then centres on the regression of the loss on it
+                over the rows *before*, and not on their mean alone: CUPED (Deng, Xu, Kohavi & Walker 2013, WSDM) with a
+                coefficient that is predictable, so that all that is said about ``y`` still holds and only its square
+                gets smaller. Give it always or never.
 
         Raises:
-            DataError: The parts do not line up, a loss is not finite, or a share lies outside [0, 1].
+            DataError: The parts do not line up, a number is not finite, or a share lies outside [0, 1].
         """
         arm, losses = np.asarray(canary, dtype=np.float64), np.asarray(loss, dtype=np.float64)
         if arm.ndim != 1 or arm.shape != losses.shape or not np.isin(arm, (0.0, 1.0)).all():
@@ -73,7 +88,8 @@ class LossStream:
         seen = self.rows + np.arange(len(arm))
         told = seen > 0  # the very first row has no rows before it
         centre = before / np.maximum(seen, 1)
-        y = np.where(told, (arm - shares) * (losses - centre), 0.0)
+        expected, x = self._expected(losses, covariate, seen, centre)
+        y = np.where(told, (arm - shares) * (losses - expected), 0.0)
         return LossStream(
             rows=self.rows + len(arm),
             canary_rows=self.canary_rows + int(arm.sum()),
@@ -83,7 +99,31 @@ class LossStream:
             square=self.square + float(y @ y),
             information=self.information + float(np.where(told, shares * (1 - shares), 0.0).sum()),
             surplus=self.surplus + float(np.where(told, arm - shares, 0.0).sum()),
+            covariate=self.covariate + float(x.sum()),
+            covariate_square=self.covariate_square + float(x @ x),
+            covariate_loss=self.covariate_loss + float(x @ losses),
         )
+
+    def _expected(
+        self, losses: NDArray[Any], covariate: NDArray[Any] | None, seen: NDArray[Any], centre: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return what each row's loss was expected to be from the rows before it, and the covariate."""
+        if covariate is None:
+            return centre, np.zeros(len(losses))
+        x = np.asarray(covariate, dtype=np.float64)
+        if x.shape != losses.shape or not np.isfinite(x).all():
+            raise DataError("A covariate is missing or not finite.", remedy="Give one number per row.")
+
+        def before(start: float, values: NDArray[Any]) -> NDArray[Any]:
+            return start + np.concatenate([[0.0], np.cumsum(values)[:-1]])
+
+        count = np.maximum(seen, 1)
+        mean = before(self.covariate, x) / count
+        spread = before(self.covariate_square, x * x) / count - mean**2
+        shared = before(self.covariate_loss, x * losses) / count - mean * centre
+        known = (seen >= _FEWEST_FOR_SLOPE) & (spread > _LEAST_SPREAD * np.maximum(mean**2, 1e-300))
+        slope = np.where(known, shared / np.where(known, spread, 1.0), 0.0)
+        return centre + slope * (x - mean), x
 
     def merge(self, other: LossStream) -> LossStream:
         """Return the sum of two states, for example of two days; each centres on its own rows, which is valid too."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.rollout.guards import Exposure, log_evidence_split, log_evidence_worse
+from trellis.rollout.latency import Latencies, lower_bound, quantile, upper_bound
 from trellis.rollout.stream import LossStream, information_for, reach
 
 # How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
@@ -30,6 +31,7 @@ class CanaryInputs:
         days: Event time since the rollout began, in days.
         expected_difference: The canary's mean loss less the champion's as the gate saw it; None if it saw no champion.
         expected_error: Its standard error.
+        latencies: Of the requests in ``exposures``; None where the policy does not ask for them.
     """
 
     stream: LossStream
@@ -38,6 +40,7 @@ class CanaryInputs:
     days: float
     expected_difference: float | None = None
     expected_error: float = 0.0
+    latencies: Latencies | None = None
 
 
 def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
@@ -45,7 +48,8 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
 
     In this order:
 
-    ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle.
+    ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle, or if its
+    95th percentile of latency is higher beyond doubt and by more than ``max_slowdown``.
     INCONCLUSIVE if the split of requests, or of labels, is not the planned one beyond doubt: the variants then saw
     different traffic, or labels go missing by variant, and no comparison holds. HOLD below ``min_labels`` on a side.
     ROLL_BACK if the canary's loss is higher beyond doubt (lower bound of the difference above 0) *and* its estimate
@@ -70,7 +74,9 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     Returns:
         PROMOTE, ROLL_BACK, HOLD or INCONCLUSIVE. A PROMOTE may be followed at any share: it does not ask for more data.
     """
-    guards = [_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), _split(inputs, policy)]
+    split = _split(inputs, policy)
+    tripwires = (_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), *_latency(inputs, policy))
+    guards = (*tripwires, split)
     labels, quality, promise = _labels(inputs, policy), _quality(inputs, policy), _promise(inputs, policy)
     labelled = _label_split(inputs, policy)
     checks = (*guards, labels, labelled, *quality, *promise)
@@ -86,11 +92,11 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
         rest = [c for c in (*checks, late) if c not in first]
         return Verdict(outcome, " ".join(c.text for c in first), (*first, *rest), needs or {})
 
-    tripped = [c for c in guards[:2] if c.passed is False]
+    tripped = [c for c in tripwires if c.passed is False]
     if tripped:
         return say("ROLL_BACK", *tripped)
-    if guards[2].passed is False:
-        return say("INCONCLUSIVE", guards[2])
+    if split.passed is False:
+        return say("INCONCLUSIVE", split)
     if labels.passed:
         if labelled.passed is False:
             return say("INCONCLUSIVE", labelled)
@@ -134,7 +140,7 @@ def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> Check:
         spend, trifle, word = ERRORS, WORST_ERRORS, "failed"
         counts = [(e.share, e.canary_errors, e.champion_errors) for e in inputs.exposures]
     else:
-        spend, trifle, word = SLOW, WORST_SLOW, "were slow"
+        spend, trifle, word = SLOW if policy.max_slowdown is None else SLOW / 2, WORST_SLOW, "were slow"
         counts = [(e.share, e.canary_slow, e.champion_slow) for e in inputs.exposures]
     asked = [(e.share, e.canary, e.champion) for e in inputs.exposures]
     events, requests = ([sum(column) for column in zip(*rows, strict=True)][1:] or [0, 0] for rows in (counts, asked))
@@ -148,6 +154,24 @@ def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> Check:
         f"the champion's ({rates[1]:.2%}): evidence 10^{found:.1f} {'>=' if found >= limit else '<'} 10^{limit:.1f}"
     )
     return Check(kind, not bad, f"{text}{'' if bad == (found >= limit) else ', yet a trifle so far'}.", found, limit)
+
+
+def _latency(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
+    """Return the check of the 95th percentile, if the policy asks for one; it shares ``SLOW`` with the fixed limit."""
+    if policy.max_slowdown is None or inputs.latencies is None:
+        return ()
+    bins, canary, champion = inputs.latencies.bins, inputs.latencies.canary, inputs.latencies.champion
+    if min(sum(canary), sum(champion)) < policy.min_labels:
+        return (Check("latency", None, f"{sum(canary)} latencies of the canary are too few."),)
+    alpha = policy.alpha * SLOW / 4  # half of SLOW, for two bounds
+    ours, theirs = quantile(bins, canary), quantile(bins, champion)
+    lower, upper = lower_bound(bins, canary, alpha), upper_bound(bins, champion, alpha)
+    sure, grave = lower > upper, ours > theirs * (1 + policy.max_slowdown)
+    text = (
+        f"95th percentile of latency {ours:.2f} ms (at least {lower:.2f}), {theirs:.2f} ms of the champion's (at most "
+        f"{upper:.2f}): {ours / theirs - 1:+.0%}, {policy.max_slowdown:.0%} are allowed."
+    )
+    return (Check("latency", not (sure and grave), text, round(ours / theirs - 1, 6), policy.max_slowdown),)
 
 
 def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
