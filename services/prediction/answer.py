@@ -19,7 +19,7 @@ from services.prediction.metrics import Metrics
 from services.prediction.runtime import Active, LoadedVersion, ModelRuntime, score
 from trellis.contract import take
 from trellis.errors import ContractError, RequestError, StorageError
-from trellis.rollout.plan import Variant
+from trellis.rollout.plan import RolloutPlan, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,13 @@ class Log(Protocol):
         """Accept records, all or none; StorageError where they cannot be kept."""
 
 
+class ShadowQueue(Protocol):
+    """Where answered records go for the plan's shadows."""
+
+    def offer(self, plan: RolloutPlan, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take what is sampled of the records; never waits and never raises."""
+
+
 class Answerer:
     """Answers requests; safe for several threads.
 
@@ -40,12 +47,20 @@ class Answerer:
         features: The online store, or None where no model needs one.
         log: Gives a model's prediction log.
         metrics: The counters.
+        shadows: Scores a sample again, apart from the answering; None leaves a plan's shadows out.
     """
 
-    def __init__(self, features: OnlineFeatures | None, log: Callable[[str], Log], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        features: OnlineFeatures | None,
+        log: Callable[[str], Log],
+        metrics: Metrics,
+        shadows: ShadowQueue | None = None,
+    ) -> None:
         self._features = features
         self._log = log
         self._metrics = metrics
+        self._shadows = shadows
         self._warned: set[tuple[str, str]] = set()
         self._warned_lock = threading.Lock()
 
@@ -89,6 +104,8 @@ class Answerer:
         except StorageError:
             self._metrics.log_failures.labels(model.name).inc()
             raise
+        if plan.shadows and self._shadows is not None:
+            self._shadows.offer(plan, records)
         for variant in {v.version: v for v in answered}.values():
             many = sum(v.version == variant.version for v in answered)
             self._metrics.predicted(model.name, variant.version, variant.role, many)

@@ -26,6 +26,7 @@ from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
+from services.prediction.shadows import Shadows
 from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
 from services.prediction.workers import Deadline, Workers, within
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
@@ -57,6 +58,7 @@ class PredictionService:
         plugins: The catalogue.
         features: The online store; None where no model needs one.
         metrics: The counters.
+        shadows: Scores samples for the plans' shadows.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class PredictionService:
         plugins: Plugins,
         features: OnlineFeatures | None = None,
         metrics: Metrics | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         self._home = home
         self._limits = limits
@@ -75,7 +78,8 @@ class PredictionService:
         self.models = Models(plans, plugins, self.metrics, self._open_features)
         self._logs: dict[str, PredictionLog] = {}
         self._label_logs: dict[str, LabelLog] = {}
-        self._answerer = Answerer(features, self._log, self.metrics)
+        self._shadows = shadows
+        self._answerer = Answerer(features, self._log, self.metrics, shadows)
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._observe)
@@ -93,6 +97,8 @@ class PredictionService:
         """
         self._watcher.stop()
         self._workers.close()
+        if self._shadows is not None:
+            self._shadows.close()
         for log in (*self._logs.values(), *self._label_logs.values()):
             log.close()
 

@@ -95,6 +95,12 @@ class Metrics:
         self.degraded = Counter(
             "trellis_degraded", "Rows answered without a view's data.", ["model", "view", "reason"], registry=registry
         )
+        self.shadows = Counter(
+            "trellis_shadows",
+            "Sampled rows by what became of them in a shadow: scored, failed, lost, dropped, resting.",
+            ["model", "version", "outcome"],
+            registry=registry,
+        )
         self.repeats = Counter("trellis_repeats", "Requests answered from memory.", ["model"], registry=registry)
         self.labels = Counter("trellis_labels", "Labels taken in.", ["model"], registry=registry)
         self.load_failures = Counter(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import bentoml
 
 from services.prediction.app import PredictionService
+from services.prediction.metrics import Metrics
+from services.prediction.shadows import Shadows
 from trellis.adapters.plan_store import PlanStore
 from trellis.catalog import Catalogue
 from trellis.settings import Settings, settings
@@ -106,7 +108,9 @@ def _log_to_stderr(level: str) -> None:
 def open_service(config: Settings) -> PredictionService:
     """Build the service of this process from the settings."""
     plans = PlanStore(config.database_url)
-    return PredictionService(config.home.resolve(), config, plans, Catalogue([config.models]), _Features(config))
+    home, metrics = config.home.resolve(), Metrics()
+    shadows = Shadows(home, config.models.resolve(), metrics)
+    return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows)
 
 
 @bentoml.service(name="trellis", service_class=_Service)

@@ -245,6 +245,18 @@ class PredictionLog(AppendLog):
         super().__init__(home / "predictions" / model, **options)
 
 
+class ShadowLog(AppendLog):
+    """The log of what one model's shadows answered, under ``<home>/shadows/<model>/``; arguments as for ``AppendLog``.
+
+    A record is ``{"id", "model", "version" (the shadow's), "primary_version", "revision", "time", "received_at",
+    "unit", "primary": {output: value}, "outputs": {output: value}, "primary_latency_ms", "score_ms"}``, where ``id`` is
+    the prediction's; one that the shadow could not score has ``error`` and empty ``outputs``.
+    """
+
+    def __init__(self, home: Path, model: str, **options: Any) -> None:
+        super().__init__(home / "shadows" / model, **options)
+
+
 class LabelLog(AppendLog):
     """The log of one model's truths, under ``<home>/labels/<model>/``; arguments as for ``AppendLog``.
 
@@ -287,6 +299,24 @@ def read_predictions(
         keep &= frame["time"] < pd.Timestamp(until)
     attrs = frame.attrs
     frame = frame[keep].sort_values(["time", "id"], kind="stable", ignore_index=True)
+    frame.attrs = attrs
+    return frame
+
+
+def read_shadows(home: Path, model: str) -> pd.DataFrame:
+    """Read what a model's shadows answered, paired with the primary's answers, in the order of event time.
+
+    Returns:
+        One row per prediction and shadow version, with ``primary.x`` beside ``outputs.x``; ``attrs`` as for
+        ``read_predictions``.
+
+    Raises:
+        DataError: A line other than a segment's last is damaged.
+    """
+    fixed = ("id", "model", "version", "primary_version", "revision", "time", "received_at", "unit", "error")
+    frame = _distinct(read_frame(home / "shadows" / model, fixed), ["id", "version"])
+    attrs = frame.attrs
+    frame = frame.sort_values(["time", "id"], kind="stable", ignore_index=True)
     frame.attrs = attrs
     return frame
 

@@ -1,6 +1,8 @@
 """A model small enough to read at a glance: p = sigmoid(a * x + b * rate + c), with features from a service."""
 
 import json
+import os
+import time
 
 import numpy as np
 
@@ -43,6 +45,10 @@ class Linear(Predictor):
         w = self.weights
         if w.get("raises") and (batch["x"] > 9).any():
             raise RuntimeError("x is too large for me")
+        if w.get("hangs") and (batch["x"] > 9).any():
+            time.sleep(600)
+        if w.get("dies") and (batch["x"] > 9).any():
+            os.abort()
         if w.get("always"):
             return {"probability": np.full(len(batch["x"]), w["always"])}
         rate = np.where(np.isnan(batch["rate"]), 0.5, batch["rate"])

@@ -1,0 +1,138 @@
+"""The process in which shadows score: ``python -m services.prediction.shadow_host``, started by ``shadows``.
+
+It reads one JSON message per line and answers each with one line. Whatever a shadow does here (hang, crash, eat memory)
+happens to nobody else; a shadow that hangs ends this process by a watchdog that needs no help from Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from services.prediction.columns import batch, rfc3339
+from services.prediction.runtime import LoadedVersion, ModelRuntime, load, score
+from trellis.adapters.prediction_log import ShadowLog
+from trellis.catalog import Catalogue
+from trellis.contract import ModelSpec
+from trellis.errors import ContractError
+from trellis.rollout.plan import Variant
+from trellis.settings import silence_telemetry
+
+_MOST_HELD = 4
+
+
+class Host:
+    """Loads versions and scores records with them.
+
+    Args:
+        home: Trellis's home; the answers go to ``<home>/shadows/<model>/``.
+        models: Directory of plug-in folders.
+    """
+
+    def __init__(self, home: Path, models: Path) -> None:
+        self._home = home
+        self._plugins = Catalogue([models])
+        self._models: dict[str, ModelRuntime] = {}
+        self._held: dict[tuple[str, str, str], LoadedVersion] = {}
+        self._logs: dict[str, ShadowLog] = {}
+
+    def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the version that a message names, or score its records; nothing is raised."""
+        try:
+            model, version = self._version(message)
+            if "records" not in message:
+                return {"ok": True}
+            made = [_scored(model.spec, version, record) for record in message["records"]]
+            self._log(model.name).extend(made)
+            return {"ok": True, "failed": sum("error" in record for record in made)}
+        except Exception as error:  # an author's code may raise anything
+            return {"ok": False, "why": f"{type(error).__name__}: {error}"}
+
+    def close(self) -> None:
+        """Write what is still to be logged."""
+        for log in self._logs.values():
+            log.close()
+
+    def _version(self, message: Mapping[str, Any]) -> tuple[ModelRuntime, LoadedVersion]:
+        name = message["model"]
+        model = self._models.get(name)
+        if model is None:
+            model = self._models[name] = ModelRuntime.of(name, self._plugins.plugin(name))
+        key = (name, message["version"], message["digest"])
+        held = self._held.pop(key, None)
+        if held is None:
+            held = load(model, Variant(message["version"], "canary", 0.0, message["location"], message["digest"]))
+        self._held[key] = held  # the last used is the last to go
+        while len(self._held) > _MOST_HELD:
+            del self._held[next(iter(self._held))]
+        return model, held
+
+    def _log(self, model: str) -> ShadowLog:
+        if model not in self._logs:
+            self._logs[model] = ShadowLog(self._home, model)
+        return self._logs[model]
+
+
+def _scored(spec: ModelSpec, version: LoadedVersion, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Score one logged prediction again and return the pair."""
+    cells = {**record["request"], **record["features"]}
+    for name, field in spec.fields.items():
+        if field.kind == "timestamp" and isinstance(cells.get(name), str):
+            cells[name] = datetime.fromisoformat(cells[name])
+    pair = {
+        "id": record["id"],
+        "model": spec.name,
+        "version": version.version,
+        "primary_version": record["version"],
+        "revision": record["revision"],
+        "time": record["time"],
+        "received_at": rfc3339(datetime.now(UTC)),
+        "unit": record["unit"],
+        "primary": record["outputs"],
+        "primary_latency_ms": record["latency_ms"],
+    }
+    started = time.perf_counter()
+    try:
+        outputs = score(spec, version, batch(spec.fields, spec.inputs, [cells]))
+    except ContractError as error:
+        return {**pair, "outputs": {}, "error": error.what[:300]}
+    spent = (time.perf_counter() - started) * 1000
+    return {**pair, "outputs": {name: v[0].tolist() for name, v in outputs.items()}, "score_ms": round(spent, 3)}
+
+
+def main() -> None:
+    """Answer messages until the other end is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True, help="After which a message counts as hung.")
+    given = parser.parse_args()
+    silence_telemetry()
+    logging.basicConfig(level=logging.WARNING)
+    os.nice(10)  # the primary goes first
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever a plug-in prints must not mix with the answers
+    host = Host(given.home, given.models)
+    for line in sys.stdin.buffer:
+        faulthandler.dump_traceback_later(2 * given.seconds, exit=True)
+        answer = host.answer(from_json(line))
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            os.write(answers, to_json(answer) + b"\n")
+        except BrokenPipeError:
+            break
+    host.close()
+
+
+if __name__ == "__main__":
+    main()

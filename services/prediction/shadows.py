@@ -1,0 +1,209 @@
+"""Shadows: versions that score a sample of what was answered, beside the answering and never before it.
+
+An answered record is put into a bounded queue, which costs a hash; a thread hands the queue to a process of its own
+(see ``shadow_host``). Where the queue is full, records are dropped and counted; a shadow that hangs, crashes or cannot
+be loaded costs that process, which is started again, and the version rests for a while, twice as long each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from services.prediction.metrics import Metrics
+from trellis.rollout.plan import RolloutPlan, Shadow, unit_position
+
+logger = logging.getLogger(__name__)
+
+_AT_A_TIME = 32
+_LOAD_SECONDS = 60.0
+
+Item = tuple[str, Shadow, Mapping[str, Any]]
+
+
+def is_sampled(plan: RolloutPlan, shadow: Shadow, prediction_id: str) -> bool:
+    """Tell whether a shadow scores a prediction: the same in every process, independent of the split and of others."""
+    return unit_position(f"{plan.salt}/shadow/{shadow.version}", prediction_id) < shadow.sample_rate
+
+
+class Shadows:
+    """Hands sampled records to the shadows' process, which is started with the first of them.
+
+    Args:
+        home: Trellis's home.
+        models: Directory of plug-in folders.
+        metrics: The counters.
+        most: Records that may wait; further ones are dropped.
+        seconds: After which a shadow at work counts as hung.
+        rest: Seconds for which a version that failed is left alone, at first.
+    """
+
+    def __init__(
+        self, home: Path, models: Path, metrics: Metrics, *, most: int = 512, seconds: float = 5.0, rest: float = 30.0
+    ) -> None:
+        self._command = [sys.executable, "-m", "services.prediction.shadow_host", "--home", str(home)]
+        self._command += ["--models", str(models), "--seconds", str(max(seconds, _LOAD_SECONDS))]
+        self._metrics = metrics
+        self._most = most
+        self._seconds = seconds
+        self._rest = rest
+        self._queue: deque[Item] = deque()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._loaded: set[tuple[str, str, str]] = set()
+        self._resting: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def offer(self, plan: RolloutPlan, records: Sequence[Mapping[str, Any]]) -> None:
+        """Take what is sampled of the answered records; never waits."""
+        for shadow in plan.shadows:
+            for record in records:
+                if not is_sampled(plan, shadow, record["id"]):
+                    continue
+                if len(self._queue) >= self._most or self._stop.is_set():
+                    self._count(plan.model, shadow, "dropped", 1)
+                    continue
+                self._queue.append((plan.model, shadow, record))
+                self._wake.set()
+        if self._thread is None and self._queue:
+            self._start()
+
+    def close(self, grace: float = 3.0) -> None:
+        """End the process; what waits is dropped, what was scored is on the disk unless a shadow hangs."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(grace)
+        self._end(grace)
+        if self._thread is not None:
+            self._thread.join(grace)
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="shadows", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            while self._queue and not self._stop.is_set():
+                try:
+                    self._next()
+                except Exception:
+                    logger.exception("the shadows met an error they do not know and go on")
+                    self._end(0)
+
+    def _next(self) -> None:
+        """Score the next records of one version."""
+        model, shadow, record = self._queue.popleft()
+        records = [record]
+        while self._queue and len(records) < _AT_A_TIME and self._queue[0][:2] == (model, shadow):
+            records.append(self._queue.popleft()[2])
+        until, _ = self._resting.get((model, shadow.version), (0.0, 0.0))
+        if time.monotonic() < until:
+            self._count(model, shadow, "resting", len(records))
+            return
+        message = {"model": model, "version": shadow.version, "location": shadow.location, "digest": shadow.digest}
+        key = (model, shadow.version, shadow.digest)
+        if self._child is None:
+            self._loaded.clear()
+        answer: Mapping[str, Any] = {"ok": True}
+        if key not in self._loaded:
+            answer = self._ask(message, _LOAD_SECONDS)
+            if answer["ok"]:
+                self._loaded.add(key)
+        if answer["ok"]:
+            answer = self._ask(message | {"records": records}, self._seconds)
+        if not answer["ok"]:
+            self._count(model, shadow, "lost", len(records))
+            if not self._stop.is_set():
+                self._leave(model, shadow, answer["why"])
+            return
+        failed = answer.get("failed", 0)
+        self._count(model, shadow, "failed", failed)
+        self._count(model, shadow, "scored", len(records) - failed)
+        self._resting.pop((model, shadow.version), None)
+
+    def _leave(self, model: str, shadow: Shadow, why: str) -> None:
+        """Let a version that failed rest."""
+        _, before = self._resting.get((model, shadow.version), (0.0, self._rest / 2))
+        rest = min(2 * before, 3600.0)
+        self._resting[(model, shadow.version)] = (time.monotonic() + rest, rest)
+        logger.error("the shadow %s %s rests for %.0f s: %s", model, shadow.version, rest, why)
+
+    def _ask(self, message: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+        """Send a message and return the answer; a process that does not give one in time is ended."""
+        child = self._child or self._begin()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        end = time.monotonic() + seconds
+        data = memoryview(to_json(message, inf_nan_mode="null") + b"\n")
+        answer = b""
+        why = f"it did not answer within {seconds:g} s"
+        while (left := end - time.monotonic()) > 0 and not self._stop.is_set():
+            readable, writable, _ = select.select([child.stdout], [child.stdin] if data else [], [], min(left, 0.5))
+            try:
+                if writable:
+                    data = data[os.write(child.stdin.fileno(), data) :]
+                if readable:
+                    part = os.read(child.stdout.fileno(), 65_536)
+                    answer += part
+                    if not part:
+                        why = f"its process ended with {child.wait(5)}"
+                        break
+                    if answer.endswith(b"\n"):
+                        told: Mapping[str, Any] = from_json(answer)
+                        return told
+            except OSError as error:
+                why = f"its process is gone: {error}"
+                break
+        self._end(0)
+        return {"ok": False, "why": why}
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(
+            self._command,
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert child.stdin is not None
+        os.set_blocking(child.stdin.fileno(), False)
+        self._child = child
+        return child
+
+    def _end(self, grace: float) -> None:
+        """End the process: by itself if there is ``grace``, else at once."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        try:
+            child.wait(grace)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _count(self, model: str, shadow: Shadow, outcome: str, rows: int) -> None:
+        if rows:
+            self._metrics.shadows.labels(model, shadow.version, outcome).inc(rows)
