@@ -50,6 +50,7 @@ from trellis.errors import DataError, MissingFeatureError
 
 _MOST_KEYS = 2**31  # numbers of keys, before they are numbered anew
 _LARGEST = 2**62  # of a key and a moment in one integer
+_UTC = pa.timestamp("us", tz="UTC")
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -142,8 +143,10 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
 
         def run() -> pa.Table:
-            table = pa.Table.from_pandas(entity_df.assign(**{time_column: times}), preserve_index=False)
-            table = table.replace_schema_metadata(None)
+            table = pa.Table.from_pandas(entity_df, preserve_index=False).replace_schema_metadata(None)
+            table = table.set_column(
+                table.column_names.index(time_column), time_column, pa.Array.from_pandas(times, type=_UTC)
+            )
             alike: dict[tuple[str, ...], list[FeatureView]] = {}  # views that ask the entity frame the same
             for view in feature_views:
                 alike.setdefault(tuple(sorted(_join_keys(view).values())), []).append(view)
@@ -157,12 +160,19 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
                     for view in alike[keys]
                 }
 
+            # What reads the request alone need not wait for the joins.
+            early = [view for view in on_demand if not view.source_feature_view_projections]
             with ThreadPoolExecutor(config.offline_store.threads or os.cpu_count()) as pool:
-                joined = {name: part for parts in pool.map(join, alike) for name, part in parts.items()}
+                joining = pool.map(join, alike)
+                derived = {view.name: _derive(table, view, feature_refs, full_feature_names) for view in early}
+                joined = {name: part for parts in joining for name, part in parts.items()}
             for view in feature_views:
                 table = _append(table, joined[view.projection.name_to_use()])
             for view in on_demand:
-                table = _append(table, _derive(table, view, feature_refs, full_feature_names))
+                part = derived.get(view.name)
+                if part is None:
+                    part = _derive(table, view, feature_refs, full_feature_names)
+                table = _append(table, part)
             return table
 
         metadata = RetrievalMetadata(
@@ -523,7 +533,7 @@ def _pull(
             table = db.execute(f"SELECT {listed} FROM {relation}{where} {qualify}").to_arrow_table()
             for name in moments:
                 index = table.column_names.index(name)
-                table = table.set_column(index, name, table[name].cast(pa.timestamp("us", tz="UTC"), safe=False))
+                table = table.set_column(index, name, table[name].cast(_UTC, safe=False))
             return table
 
     return AsofRetrievalJob(run, repo_path=config.repo_path)
