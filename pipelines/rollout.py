@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial
 from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
@@ -33,10 +34,14 @@ from trellis.rollout import (
     exposures_of,
     ready_to_step,
 )
+from trellis.rollout.bandit import BanditInputs, decide_bandit
+from trellis.rollout.compare import AbInputs, decide_ab
+from trellis.rollout.latency import latencies_of
 from trellis.rollout.verdict import decide
 from trellis.settings import settings
 
 _SAME_SHARE = 1e-9
+_LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def trial_of(history: Sequence[Change]) -> Trial | None:
 
 @step(keep=False)
 def weigh_canary(model: str, now: str) -> Decision | None:
-    """Decide on the canary from the predictions and the labels known at ``now``; None where there is no canary."""
+    """Decide on the canaries from the predictions and the labels known at ``now``; None where there is none."""
     trial = trial_of(plans().history(model))
     if trial is None or trial.plan.canary is None:
         return None
@@ -84,12 +89,23 @@ def weigh_canary(model: str, now: str) -> Decision | None:
     spec = plugin_named(model).spec
     home = settings().directory()
     until = moment(now)
-    inputs = _inputs(spec, trial, read_predictions(home, model, until=until), read_labels(home, model), until)
-    verdict = decide(inputs, spec.rollout)
+    predictions, labels = read_predictions(home, model, until=until), read_labels(home, model)
+    arms = plans_of_trial(plans().history(model))
+    bandit = state is not None and not state.final and state.strategy == "bandit"
+    inputs: CanaryInputs | AbInputs | BanditInputs
+    if bandit:
+        inputs = bandit_inputs(spec, arms, predictions, labels, until)
+        kind, verdict = "bandit", decide_bandit(inputs, spec.rollout)
+    elif len(trial.plan.canaries) > 1 or (state is not None and not state.final and state.strategy == "ab"):
+        inputs = ab_inputs(spec, arms, predictions, labels, until)
+        kind, verdict = "ab", decide_ab(inputs, spec.rollout)
+    else:
+        inputs = _inputs(spec, trial, predictions, labels, until)
+        kind, verdict = "canary", decide(inputs, spec.rollout)
     decision = decision_of(
-        "canary",
+        kind,
         model=model,
-        subject=f"v{trial.plan.canary.version} vs v{trial.plan.champion.version}",
+        subject=f"{', '.join(f'v{v.version}' for v in trial.plan.canaries)} vs v{trial.plan.champion.version}",
         at=now,
         inputs=inputs,
         policy=spec.rollout,
@@ -214,7 +230,7 @@ def _followed(model: str, now: str) -> Decision | None:
     if not history:
         return None
     found = history[-1].why.partition(":")[0]
-    if not found.startswith("canary-"):
+    if not found.startswith(("canary-", "ab-", "bandit-")):
         return None
     decision = decisions().get(found)
     return decision if moment(decision.at) >= moment(now) else None
@@ -251,9 +267,12 @@ def _inputs(
             losses = row_loss(spec.task, known.value[order], _scores(rows, spec)[order])
             stream = stream.update(canary[order], losses, share[order])
     expected, error = _expectation(trial)
-    slow = None
+    slow, latencies = None, None
     if "latency_ms" in rows:
-        slow = rows["latency_ms"].to_numpy(dtype=float) > spec.gates.max_latency_ms
+        spent = rows["latency_ms"].to_numpy(dtype=float)
+        slow = spent > spec.gates.max_latency_ms
+        if spec.rollout.max_slowdown is not None:
+            latencies = latencies_of(np.maximum(spent, _LEAST_MS), canary)
     return CanaryInputs(
         stream=stream,
         exposures=exposures_of(share, canary, slow=slow),
@@ -261,6 +280,7 @@ def _inputs(
         days=round(days, 6),
         expected_difference=expected,
         expected_error=error,
+        latencies=latencies,
     )
 
 

@@ -15,6 +15,8 @@ from trellis.drift import decide as decide_drift
 from trellis.errors import RegistryError
 from trellis.gates import GateInputs
 from trellis.gates import decide as decide_gate
+from trellis.rollout.bandit import BanditInputs, decide_bandit
+from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.verdict import CanaryInputs
 from trellis.rollout.verdict import decide as decide_canary
 
@@ -31,6 +33,8 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "gate": Kind(TypeAdapter(GateInputs), TypeAdapter(GatePolicy), decide_gate),
     "canary": Kind(TypeAdapter(CanaryInputs), TypeAdapter(RolloutPolicy), decide_canary),
+    "ab": Kind(TypeAdapter(AbInputs), TypeAdapter(RolloutPolicy), decide_ab),
+    "bandit": Kind(TypeAdapter(BanditInputs), TypeAdapter(RolloutPolicy), decide_bandit),
     "drift": Kind(TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy), decide_drift),
     "retrain": Kind(TypeAdapter(RetrainInputs), TypeAdapter(RetrainPolicy), decide_retrain),
 }

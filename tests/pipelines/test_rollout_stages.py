@@ -62,7 +62,12 @@ def traffic(home: Path):
             common = {"time": moment.isoformat(), "received_at": moment.isoformat()}
             predictions.append(
                 {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "unit": key, **common}
-                | {"revision": plan.revision, "request": {"x": 1.0}, "features": {}, "feature_times": {}}
+                | {
+                    "revision": plan.revision,
+                    "request": {"x": 1.0, "z": "ab"[i % 2]},
+                    "features": {},
+                    "feature_times": {},
+                }
                 | {"overrides": [], "outputs": {"probability": score}, "latency_ms": 1.0}
             )
             labels.append({"id": key, "value": "yes" if truth else "no", "observed_at": moment.isoformat()} | common)
@@ -166,6 +171,44 @@ def test_blue_green_switches_at_once_and_keeps_the_old_version_warm(world, traff
     assert [(v.version, v.role) for v in plan.variants] == [("2", "champion"), ("1", "standby")]
     _, plan = look(3.0)
     assert [(v.version, v.role) for v in plan.variants] == [("2", "champion")]
+
+
+def test_an_experiment_of_two_arms_knows_what_segments_cost_before(world, traffic):
+    """Version 3 is worse: harm ends the experiment; the decision replays; the covariate comes from the days before."""
+    from pipelines.rollout import controller
+    from pipelines.stores import decisions
+    from trellis.explain import replay, same
+
+    traffic(-2, rows=1_000)
+    policy = world(strategy="ab", steps=(0.6,), min_labels=50)
+    start(policy, "2", "3")
+    traffic(0, ("3",))
+    outcome, plan = look(0.9)
+    assert (outcome, plan.champion.version) == ("ROLL_BACK", "1")
+    decision = decisions().list(MODEL, "ab")[-1]
+    assert same(replay(decision), decision.verdict)
+    assert "Version 3" in decision.verdict.reason
+    streams = [arm["inputs"]["stream"] for arm in decision.inputs["inputs"]["arms"]]
+    assert all(stream["covariate"] > 0 for stream in streams)
+    assert controller().store.history(MODEL)[-1].decision == decision.id
+
+
+def test_a_bandit_moves_the_traffic_and_writes_it_into_the_plan(world, traffic):
+    from pipelines.rollout import controller
+    from pipelines.stores import decisions
+    from trellis.explain import replay, same
+
+    policy = world(strategy="bandit", floor=0.1, min_labels=50, margin=0.05)
+    start(policy, "2", "3")
+    traffic(0, ("3", "1"), rows=400)
+    look(0.9)
+    shares = {v.version: v.weight for v in controller().plans.current(MODEL).variants}
+    history = controller().plans.history(MODEL)
+    assert shares["2"] > 0.75 or len(history[-1].plan.variants) == 1
+    outcomes, plan = story(10, traffic, ("3", "1")) if len(shares) > 1 else (["PROMOTE"], history[-1].plan)
+    assert (outcomes[-1], plan.champion.version) == ("PROMOTE", "2")
+    for decision in decisions().list(MODEL, "bandit"):
+        assert same(replay(decision), decision.verdict)
 
 
 def test_a_verdict_on_another_share_is_stale(world, traffic):

@@ -1,0 +1,183 @@
+"""The evidence of rollouts with several arms, read from the prediction log: A/B experiments and bandits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from trellis.adapters.plan_store import Change
+from trellis.contract import ModelSpec
+from trellis.ledger import Join, join
+from trellis.metrics import row_loss
+from trellis.rollout import CanaryInputs, LossStream, RolloutPlan, exposures_of
+from trellis.rollout.bandit import BanditInputs, RewardBatch
+from trellis.rollout.compare import AbInputs, Arm
+
+# Below so many labelled rows from before the experiment a segment's mean loss is noise.
+_FEWEST_BEFORE = 500
+# As many rows of the overall mean are mixed into each segment's.
+_PRIOR_ROWS = 50.0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Predictions of a period with what is known of them.
+
+    Attributes:
+        rows: The predictions.
+        times: Their event times.
+        known: Their labels, joined as of a moment.
+        loss: Loss of every row; NaN where no label is known.
+    """
+
+    rows: pd.DataFrame
+    times: NDArray[np.datetime64]
+    known: Join
+    loss: NDArray[np.float64]
+
+
+def plans_of_trial(history: Sequence[Change]) -> dict[int, RolloutPlan]:
+    """Return the newest plans, by revision, that have the same champion and the same canaries, oldest first."""
+    found: dict[int, RolloutPlan] = {}
+    wanted = [v.version for v in history[-1].plan.canaries]
+    champion = history[-1].plan.champion.version
+    for change in reversed(history):
+        plan = change.plan
+        if [v.version for v in plan.canaries] != wanted or plan.champion.version != champion:
+            break
+        found[plan.revision] = plan
+    return dict(sorted(found.items()))
+
+
+def labelled(spec: ModelSpec, rows: pd.DataFrame, labels: pd.DataFrame, as_of: np.datetime64) -> Labelled:
+    """Join predictions with the labels that were known at a moment."""
+    rows = rows.reset_index(drop=True)
+    times = moments(rows["time"])
+    known = join(
+        {"id": rows["id"].to_numpy(str), "time": times},
+        {
+            "id": labels["id"].to_numpy(str),
+            "value": labels["value"].to_numpy(),
+            "observed_at": moments(labels["observed_at"]),
+            "received_at": moments(labels["received_at"]),
+        },
+        task=spec.task,
+        classes=spec.target.classes,
+        as_of=as_of,
+    )
+    loss = np.full(len(rows), np.nan)
+    if known.known.any():
+        values = rows.loc[known.known, f"outputs.{spec.score.name}"]
+        score = np.stack(list(values)) if spec.task == "multiclass" else values.to_numpy(dtype=float)
+        loss[known.known] = row_loss(spec.task, known.value[known.known], score)
+    return Labelled(rows, times, known, loss)
+
+
+def ab_inputs(
+    spec: ModelSpec, plans: dict[int, RolloutPlan], predictions: pd.DataFrame, labels: pd.DataFrame, now: datetime
+) -> AbInputs:
+    """Return an experiment's evidence; each arm is compared with the champion on the rows of these two."""
+    newest = plans[max(plans)]
+    found = labelled(spec, predictions[predictions["revision"].isin(list(plans))], labels, _plain(now))
+    expected = _expected_before(spec, found, newest, min(plans), predictions, labels)
+    champion = (found.rows["version"] == newest.champion.version).to_numpy()
+    order = np.argsort(found.known.observed_at, kind="stable")
+    arms = []
+    for variant in newest.canaries:
+        ours = (found.rows["version"] == variant.version).to_numpy()
+        weights = {r: _pair(plan, variant.version) for r, plan in plans.items()}
+        share = found.rows["revision"].map(weights).to_numpy(dtype=float)
+        pair = ours | champion
+        told = order[(found.known.known & pair)[order]]
+        stream = LossStream().update(
+            ours[told], found.loss[told], share[told], None if expected is None else expected[told]
+        )
+        slow = None
+        if "latency_ms" in found.rows:
+            slow = (found.rows["latency_ms"].to_numpy(dtype=float) > spec.gates.max_latency_ms)[pair]
+        exposures = exposures_of(share[pair], ours[pair], slow=slow)
+        arms.append(
+            Arm(variant.version, CanaryInputs(stream, exposures, weights[newest.revision], _days(found.times, now)))
+        )
+    return AbInputs(tuple(arms))
+
+
+def bandit_inputs(
+    spec: ModelSpec, plans: dict[int, RolloutPlan], predictions: pd.DataFrame, labels: pd.DataFrame, now: datetime
+) -> BanditInputs:
+    """Return a bandit's evidence: rewards by the revision that assigned them, so that late labels find their batch."""
+    newest = plans[max(plans)]
+    found = labelled(spec, predictions[predictions["revision"].isin(list(plans))], labels, _plain(now))
+    arms = (newest.champion.version, *(v.version for v in newest.canaries))
+    version, revision = found.rows["version"].to_numpy(str), found.rows["revision"].to_numpy()
+    batches = []
+    for number in plans:
+        here = [(revision == number) & found.known.known & (version == arm) for arm in arms]
+        batches.append(
+            RewardBatch(
+                tuple(int(rows.sum()) for rows in here), tuple(float((1 - found.loss[rows]).sum()) for rows in here)
+            )
+        )
+    seed = int(hashlib.sha256(f"{newest.salt} {newest.revision} {now.isoformat()}".encode()).hexdigest()[:8], 16)
+    return BanditInputs(arms, tuple(batches), _days(found.times, now), seed)
+
+
+def moments(column: Any) -> NDArray[np.datetime64]:
+    """Return a column of moments as ``datetime64[us]`` in UTC."""
+    return np.asarray(pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy(), dtype="datetime64[us]")
+
+
+def _expected_before(
+    spec: ModelSpec,
+    trial: Labelled,
+    plan: RolloutPlan,
+    since: int,
+    predictions: pd.DataFrame,
+    labels: pd.DataFrame,
+) -> NDArray[np.float64] | None:
+    """Return the champion's mean loss in each row's segment before the experiment, or None where too little is known.
+
+    Only labels that were known when the experiment began count, so that what is expected of a row never changes.
+    """
+    names = [
+        name
+        for segment in spec.segments
+        for name in (f"request.{segment}", f"features.{segment}")
+        if name in predictions
+    ]
+    earlier = predictions[(predictions["revision"] < since) & (predictions["version"] == plan.champion.version)]
+    if not names or not len(earlier) or not len(trial.rows):
+        return None
+    before = labelled(spec, earlier, labels, trial.times.min())
+    told = before.known.known
+    if told.sum() < _FEWEST_BEFORE:
+        return None
+    overall = float(before.loss[told].mean())
+    frame = before.rows.loc[told, names].astype(str).assign(loss=before.loss[told])
+    sums = frame.groupby(names)["loss"].agg(["sum", "count"])
+    means = (sums["sum"] + _PRIOR_ROWS * overall) / (sums["count"] + _PRIOR_ROWS)
+    keys = pd.MultiIndex.from_frame(trial.rows[names].astype(str))
+    index = means.index if isinstance(means.index, pd.MultiIndex) else pd.MultiIndex.from_arrays([means.index])
+    at = index.get_indexer(keys)
+    return np.where(at >= 0, means.to_numpy()[at], overall)
+
+
+def _pair(plan: RolloutPlan, version: str) -> float:
+    weight = next(v.weight for v in plan.canaries if v.version == version)
+    both = weight + plan.champion.weight
+    return weight / both if both else 0.0
+
+
+def _plain(now: datetime) -> np.datetime64:
+    return np.datetime64(now.replace(tzinfo=None), "us")
+
+
+def _days(times: NDArray[np.datetime64], now: datetime) -> float:
+    return round(float((_plain(now) - times.min()) / np.timedelta64(1, "D")), 6) if len(times) else 0.0
