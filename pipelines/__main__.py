@@ -9,18 +9,23 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines.moments import utc
 from pipelines.progress import StepProgress
 from pipelines.steps import reporting
 from trellis.decision import dumps
 from trellis.errors import ConfigError, TrellisError
 from trellis.settings import silence_telemetry
 
-app = typer.Typer(name="trellis flow", help="Run a flow.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    name="trellis flow", help="Run a flow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 Model = Annotated[str, typer.Argument(help="The model's name; see: trellis models list")]
-Since = Annotated[str, typer.Option(help="First moment of the rows, RFC 3339; everything if not given.")]
-Until = Annotated[str, typer.Option(help="Moment by which the truth was known, RFC 3339; everything if not given.")]
-Now = Annotated[str, typer.Option(help="Event time of the decision, RFC 3339; now if not given.")]
+Since = Annotated[str, typer.Option(callback=utc, help="First moment of the rows, RFC 3339; everything if not given.")]
+Until = Annotated[
+    str, typer.Option(callback=utc, help="Moment by which the truth was known, RFC 3339; everything if not given.")
+]
+Now = Annotated[str, typer.Option(callback=utc, help="Event time of the decision, RFC 3339; now if not given.")]
 RecipeName = Annotated[str | None, typer.Option(help="One of the model's recipes; the first if not given.")]
 Seed = Annotated[int, typer.Option(help="Seeds every source of randomness.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

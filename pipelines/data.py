@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from pipelines.moments import moment
 from pipelines.plugins import folder_of, plugin_named, suites_of
 from pipelines.steps import flow, step
 from trellis.adapters.datasets import load_dataset, save_dataset
@@ -193,7 +194,7 @@ def materialize(model: str, until: str) -> dict[str, int]:
     """
     if plugin_named(model).spec.feature_service is None:
         return {}
-    return feature_store().materialize(datetime.fromisoformat(until) if until else datetime.now(UTC))
+    return feature_store().materialize(moment(until) if until else datetime.now(UTC))
 
 
 @step(intact=_set_intact)
@@ -284,8 +285,7 @@ def _within(dataset: Dataset, since: str, until: str) -> Dataset:
 
 
 def _moment(text: str) -> np.datetime64:
-    moment = datetime.fromisoformat(text)
-    return np.datetime64((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None))
+    return np.datetime64(moment(text).replace(tzinfo=None))
 
 
 def _features_record() -> Mapping[str, Any]:

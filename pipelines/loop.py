@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.data import Tables
+from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.rollout import mirror
 from pipelines.steps import flow, step
@@ -151,8 +152,8 @@ def _trained(model: str, earlier: Sequence[Decision]) -> tuple[str, ...]:
 
 def _new_labels(model: str, since: str, now: str) -> int:
     """Count predictions made since the last training whose label is known."""
-    home, until = settings().directory(), datetime.fromisoformat(now)
-    start = datetime.fromisoformat(since) if since else until - timedelta(days=3650)
+    home, until = settings().directory(), moment(now)
+    start = moment(since) if since else until - timedelta(days=3650)
     made = read_predictions(home, model, since=start, until=until)["id"].to_numpy(str)
     labels = read_labels(home, model)
     known = labels.loc[pd.to_datetime(labels["observed_at"], utc=True) <= pd.Timestamp(until), "id"].to_numpy(str)

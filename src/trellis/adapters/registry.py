@@ -1,17 +1,20 @@
 """Model versions in MLflow: artifacts, metrics with intervals, lineage, evidence and aliases.
 
 Artifacts go in as files (``log_artifacts``), never through a flavour, so no pickle is written and nothing is imported
-to guess requirements. Registering is idempotent: a version carries the key of the run that made it, and the same key gives
-back the same version, also after a kill in between.
+to guess requirements. Registering is idempotent: a version carries the key of the run that made it, and the same key
+gives back the same version, also after a kill in between.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlparse
 
 from trellis.artifact import Manifest
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 RUN_KEY = "trellis.run_key"
 DIGEST = "trellis.artifact_digest"
 STAGE = "trellis.stage"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class ModelRegistry:
 
             for noisy in ("mlflow", "alembic"):  # MLflow sets its own level when imported
                 logging.getLogger(noisy).setLevel(logging.WARNING)
-            self._client_cache = MlflowClient(self._uri, self._uri)
+            with _guarded(self._uri):
+                if self._uri.startswith(_SQLITE):
+                    _make_whole(Path(self._uri.removeprefix(_SQLITE)))
+                made = MlflowClient(self._uri, self._uri)
+            self._client_cache = cast("MlflowClient", _Guarded(made, self._uri))
         return self._client_cache
 
     def register(self, artifact: Path, manifest: Manifest, run: RunRecord) -> Version:
@@ -239,6 +247,68 @@ class ModelRegistry:
             tags=dict(found.tags),
             aliases=tuple(found.aliases or ()),
         )
+
+
+class _Guarded:
+    """A client whose store's refusals are errors of ours."""
+
+    def __init__(self, client: MlflowClient, where: str) -> None:
+        self._guarded_client = client
+        self._where = where
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self._guarded_client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _guarded(self._where):
+                return verb(*args, **kwargs)
+
+        return call
+
+
+@contextmanager
+def _guarded(where: str) -> Iterator[None]:
+    """Turn what MLflow says, or lets through, of a store that does not work into a StorageError.
+
+    Raises:
+        StorageError: The store refuses, for want of space say.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except Exception as error:
+        of_store = type(error).__module__.partition(".")[0] in ("sqlalchemy", "sqlite3")
+        if isinstance(error, MlflowException):
+            of_store = error.error_code in ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR")
+        if not of_store:
+            raise
+        raise StorageError(
+            f"The model registry does not work: {str(error).splitlines()[0]}.",
+            where=where,
+            remedy="Check that its store is reachable and its disk has room, and run again.",
+        ) from error
+
+
+def _make_whole(path: Path) -> None:
+    """Make MLflow's SQLite store beside its place and put it there at once.
+
+    MLflow makes its tables one by one and cannot go on where it was stopped: a kill or a full disk in between would
+    leave a store that no later run could open.
+    """
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=path.parent) as work:
+        made = Path(work, path.name)
+        MlflowClient(f"{_SQLITE}{made}", f"{_SQLITE}{made}").search_registered_models(max_results=1)
+        try:
+            os.link(made, path)
+        except OSError:
+            if not path.exists():  # else another process was faster, and its store may be in use already
+                os.replace(made, path)
 
 
 def _local(source: str) -> str:
