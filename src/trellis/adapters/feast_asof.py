@@ -1,4 +1,3 @@
-# ruff: noqa: S608 (identifiers are quoted by ``_name``, paths by ``_text``)
 """An offline store for Feast: point-in-time joins over Parquet by DuckDB's ``ASOF LEFT JOIN``.
 
 Feast's own DuckDB store joins every entity row with every older feature row of its key and then keeps the newest, which
@@ -22,7 +21,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,10 @@ from numpy.typing import NDArray
 from trellis.errors import DataError, MissingFeatureError
 
 _MOST_KEYS = 2**31  # numbers of keys, before they are numbered anew
+_ROW = "__row"
 _LARGEST = 2**62  # of a key and a moment in one integer
 _UTC = pa.timestamp("us", tz="UTC")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -197,16 +198,20 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         end_date: datetime,
     ) -> RetrievalJob:
         """Return the newest row of every key with an event timestamp in [start, end]: what materialisation writes."""
-        keys = ", ".join(_name(k) for k in join_key_columns)
-        newest = f"{_name(timestamp_field)} DESC"
-        if created_timestamp_column:
-            newest += f", {_name(created_timestamp_column)} DESC NULLS LAST"
-        partition = f"PARTITION BY {keys} " if keys else ""
-        latest = f"QUALIFY row_number() OVER ({partition}ORDER BY {newest}, file_row_number DESC) = 1"
-        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
-        return _pull(
-            config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date, latest
-        )
+
+        def run() -> pa.Table:
+            columns = [*join_key_columns, *feature_name_columns]
+            table = _pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
+            time, _ = _microseconds(table[timestamp_field])
+            made = _made(table[created_timestamp_column])[0] if created_timestamp_column else np.zeros_like(time)
+            order = np.lexsort((made, time))
+            if not join_key_columns:
+                return table.take(pa.array(order[-1:]))
+            rows = table.select(join_key_columns).append_column(_ROW, pa.array(np.arange(len(time)))).take(order)
+            last = rows.group_by(join_key_columns, use_threads=False).aggregate([(_ROW, "last")])
+            return table.take(last[f"{_ROW}_last"])
+
+        return AsofRetrievalJob(run, repo_path=config.repo_path)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -220,8 +225,12 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Return every row with an event timestamp in [start, end]; an open end is None."""
-        columns = [*join_key_columns, *feature_name_columns, timestamp_field]
-        return _pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date, "")
+
+        def run() -> pa.Table:
+            columns = [*join_key_columns, *feature_name_columns]
+            return _pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
+
+        return AsofRetrievalJob(run, repo_path=config.repo_path)
 
     @staticmethod
     def offline_write_batch(
@@ -356,6 +365,12 @@ def _microseconds(times: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np
     return whole.fill_null(0).to_numpy(), whole.is_valid().to_numpy()
 
 
+def _made(created: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return creation times as microseconds and which are known; a row that does not say comes before all others."""
+    made, known = _microseconds(created)
+    return np.where(known, made, np.iinfo(np.int64).min), known
+
+
 def _ordinals(keys: Sequence[NDArray[np.int64]], times: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     """Turn pairs of key (0 or more) and time into integers of the same order: by key, then by time."""
     some = [t for t in times if len(t)]
@@ -395,11 +410,7 @@ def _join(
         [_encoded(table[theirs]) for theirs, _ in sorted(keys.items(), key=itemgetter(1))], table.num_rows
     )
     time, timed = _microseconds(table[source.timestamp_field])
-    made, marked = _microseconds(table[created]) if created else (None, None)
-    if made is not None and marked is not None:
-        made = np.where(
-            marked, made, np.iinfo(np.int64).min
-        )  # a row that does not say when it was created is the oldest
+    made, marked = _made(table[created]) if created else (None, None)
     rows = np.flatnonzero(found & timed if marked is None or not known_only else found & timed & marked)
     key, time, made = key[rows], time[rows], None if made is None else made[rows]
 
@@ -487,18 +498,6 @@ def _existing(source: DataSource, config: RepoConfig, view: str | None = None) -
     return path
 
 
-def _relation(db: duckdb.DuckDBPyConnection, source: DataSource, config: RepoConfig) -> tuple[str, list[str]]:
-    """Return a subquery over a source's file with its fields renamed, and the names of its columns."""
-    path = _existing(source, config)
-    files = _text(path / "*.parquet" if path.is_dir() else path)
-    have = [row[0] for row in db.execute(f"DESCRIBE SELECT * FROM read_parquet({files})").fetchall()]
-    renamed: Mapping[str, str] = source.field_mapping or {}
-    listed = ", ".join(f"{_name(c)} AS {_name(renamed.get(c, c))}" for c in have)
-    return f"(SELECT {listed}, file_row_number FROM read_parquet({files}, file_row_number = true))", [
-        renamed.get(c, c) for c in have
-    ]
-
-
 def _pull(
     config: RepoConfig,
     source: DataSource,
@@ -507,36 +506,52 @@ def _pull(
     created: str | None,
     start: datetime | None,
     end: datetime | None,
-    qualify: str,
-) -> RetrievalJob:
-    def run() -> pa.Table:
-        with _connect(config) as db:
-            relation, _ = _relation(db, source, config)
-            time = _name(timestamp_field)
-            moments = [timestamp_field, *([created] if created else ())]
-            kinds = dict(
-                db.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {relation})").fetchall()
-            )
-            missing = [c for c in (*columns, *moments) if c not in kinds]
+) -> pa.Table:
+    """Read the rows with an event timestamp in [start, end], from only the row groups that can have one."""
+    path = _existing(source, config)
+    moments = [timestamp_field, *([created] if created else ())]
+    columns = list(dict.fromkeys((*columns, *moments)))
+    renamed: Mapping[str, str] = source.field_mapping or {}
+    low, high = (None if at is None else _moment(at) for at in (start, end))
+    parts = []
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        with pq.ParquetFile(file) as opened:
+            raw = {renamed.get(name, name): name for name in opened.schema_arrow.names}
+            missing = [column for column in columns if column not in raw]
             if missing:
                 raise MissingFeatureError(
                     f"A table lacks {missing}.",
-                    where=_path(source, config.repo_path),
+                    where=path,
                     remedy="Build the features again, or mend the view's definition.",
                 )
-            # Compared in the column's own type, so that whole row groups of the file can be skipped.
-            zone = "+00" if "TIME ZONE" in kinds[timestamp_field] else ""
-            kind = kinds[timestamp_field]
-            bounds = [f"{time} {s} {_text(_moment(at) + zone)}::{kind}" for s, at in ((">=", start), ("<=", end)) if at]
-            where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-            listed = ", ".join(_name(c) for c in dict.fromkeys((*columns, *moments)))
-            table = db.execute(f"SELECT {listed} FROM {relation}{where} {qualify}").to_arrow_table()
-            for name in moments:
-                index = table.column_names.index(name)
-                table = table.set_column(index, name, table[name].cast(_UTC, safe=False))
-            return table
+            groups = [
+                i
+                for i in range(opened.num_row_groups)
+                if _overlaps(opened.metadata.row_group(i), raw[timestamp_field], low, high)
+            ]
+            part = opened.read_row_groups(groups, columns=[raw[c] for c in columns])
+        part = part.rename_columns([renamed.get(c, c) for c in part.column_names]).select(columns)
+        time, keep = _microseconds(part[timestamp_field])
+        if low is not None:
+            keep = keep & (time >= low)
+        if high is not None:
+            keep = keep & (time <= high)
+        parts.append(part.filter(pa.array(keep)))
+    if not parts:
+        raise MissingFeatureError("A table has no files.", where=path, remedy="Build the features first.")
+    table = pa.concat_tables(parts)
+    for name in moments:
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(_UTC, safe=False))
+    return table
 
-    return AsofRetrievalJob(run, repo_path=config.repo_path)
+
+def _overlaps(group: pq.RowGroupMetaData, column: str, low: int | None, high: int | None) -> bool:
+    """Tell whether a row group may have a time in [low, high]; only whole columns of it are told apart by name."""
+    names = [group.column(i).path_in_schema for i in range(group.num_columns)]
+    stats = group.column(names.index(column)).statistics if column in names else None
+    if stats is None or not stats.has_min_max or not isinstance(stats.min, datetime):
+        return True
+    return (low is None or _moment(stats.max, UTC) >= low) and (high is None or _moment(stats.min, UTC) <= high)
 
 
 def _derive(table: pa.Table, view: OnDemandFeatureView, feature_refs: Sequence[str], full_names: bool) -> pa.Table:
@@ -597,13 +612,10 @@ def _write(table: pa.Table, path: Path) -> None:
     os.replace(part, path)
 
 
-def _moment(at: datetime) -> str:
-    # As in Feast's stores, a bound without a zone is local time.
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
-
-
-def _name(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
+def _moment(at: datetime, zone: tzinfo | None = None) -> int:
+    """Return microseconds since 1970. Without a zone it is local time unless one is given, as in Feast's stores."""
+    at = at.replace(tzinfo=zone) if zone and at.tzinfo is None else at
+    return (at.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 def _text(value: object) -> str:
