@@ -155,7 +155,8 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return the metrics of all workers in Prometheus's text format."""
         self.flush()
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        # A registry of one's own is answered from memory, whoever else in the process has set the variable.
+        if self._registry is REGISTRY and "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             from prometheus_client.multiprocess import MultiProcessCollector
 
             together = CollectorRegistry()
