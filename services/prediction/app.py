@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Scope
 import trellis
 from services.prediction import openapi, v2
 from services.prediction.answer import Answerer, Log
+from services.prediction.auth import Guard, Headers, Keys
 from services.prediction.columns import rfc3339
 from services.prediction.features import OnlineFeatures, open_store
 from services.prediction.metrics import Metrics
@@ -27,6 +29,7 @@ from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
 from services.prediction.shadows import Shadows
+from services.prediction.v2_binary import BinaryTensors
 from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
 from services.prediction.workers import Deadline, Workers, within
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
@@ -59,6 +62,7 @@ class PredictionService:
         features: The online store; None where no model needs one.
         metrics: The counters.
         shadows: Scores samples for the plans' shadows.
+        keys: The API keys; None lets everybody do everything.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class PredictionService:
         features: OnlineFeatures | None = None,
         metrics: Metrics | None = None,
         shadows: Shadows | None = None,
+        keys: Keys | None = None,
     ) -> None:
         self._home = home
         self._limits = limits
@@ -79,10 +84,11 @@ class PredictionService:
         self._logs: dict[str, PredictionLog] = {}
         self._label_logs: dict[str, LabelLog] = {}
         self._shadows = shadows
+        self._guard = Guard(keys, self.metrics)
         self._answerer = Answerer(features, self._log, self.metrics, shadows)
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
-        self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._observe)
+        self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)
         self._workers = Workers(limits.max_waiting)
 
     def start(self) -> None:
@@ -109,35 +115,39 @@ class PredictionService:
 
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
+        most = self._limits.max_body_bytes
 
-        def endpoint(handler: Callable[[Scope, bytes], Awaitable[bytes]]) -> JsonEndpoint:
-            return JsonEndpoint(handler, self._limits.max_body_bytes, self.metrics, self.models.__contains__)
+        def endpoint(
+            handler: Callable[[Scope, bytes], Awaitable[bytes]], most: int = most, scope: str = "predict"
+        ) -> JsonEndpoint:
+            return JsonEndpoint(handler, most, self.metrics, self.models.__contains__, self._allow(scope))
 
-        predict, infer = endpoint(self._predict), endpoint(self._v2_infer)
+        predict, infer = endpoint(self._predict), BinaryTensors(endpoint, self._v2_infer, most)
 
-        def route(path: str, handler: Any, method: str = "GET") -> Route:
-            return Route(path, answered(handler, self.metrics, self.models.__contains__), methods=[method])
+        def route(path: str, handler: Any, scope: str | None = "read") -> Route:
+            allow = self._allow(scope)
+            return Route(path, answered(handler, self.metrics, self.models.__contains__, allow), methods=["GET"])
 
         app = Starlette(
             routes=[
-                route("/", self._index),
+                route("/", self._index, None),
                 route("/v1/models", self._list),
                 route("/v1/models/{model}", self._show),
                 Route("/v1/models/{model}/predict", predict, methods=["POST"]),
-                Route("/v1/models/{model}/labels", endpoint(self._take_labels), methods=["POST"]),
-                route("/v2", self._v2_server),
-                route("/v2/health/live", self._v2_live),
-                route("/v2/health/ready", self._v2_ready),
+                Route("/v1/models/{model}/labels", endpoint(self._take_labels, scope="label"), methods=["POST"]),
+                route("/v2", self._v2_server, None),
+                route("/v2/health/live", self._v2_live, None),
+                route("/v2/health/ready", self._v2_ready, None),
                 route("/v2/models/{model}", self._v2_model),
                 route("/v2/models/{model}/ready", self._v2_model_ready),
                 Route("/v2/models/{model}/infer", infer, methods=["POST"]),
                 route("/v2/models/{model}/versions/{version}", self._v2_model),
                 route("/v2/models/{model}/versions/{version}/ready", self._v2_model_ready),
                 Route("/v2/models/{model}/versions/{version}/infer", infer, methods=["POST"]),
-                route("/openapi.json", self._openapi),
-                route("/docs", self._docs),
-                route("/docs/{asset}", self._asset),
-                Route("/metrics", self._metrics, methods=["GET"]),
+                route("/openapi.json", self._openapi, None),
+                route("/docs", self._docs, None),
+                route("/docs/{asset}", self._asset, None),
+                route("/metrics", self._metrics),
             ],
             exception_handlers={HTTPException: http_error},
         )
@@ -188,13 +198,15 @@ class PredictionService:
     # --- Open Inference Protocol
 
     async def _v2_server(self, _request: Request) -> Response:
-        return json_response({"name": "trellis", "version": trellis.__version__, "extensions": []})
+        return json_response({"name": "trellis", "version": trellis.__version__, "extensions": ["binary_tensor_data"]})
 
     async def _v2_live(self, _request: Request) -> Response:
         return json_response({"live": True})
 
     async def _v2_ready(self, _request: Request) -> Response:
-        return json_response(self.models.status(), 200 if self.ready else 503)
+        # Where keys are needed, what is wrong and where is told only in the log.
+        told = {"ready": self.ready} if self._guard.is_on else self.models.status()
+        return json_response(told, 200 if self.ready else 503)
 
     async def _v2_model(self, request: Request) -> Response:
         model, _ = self._model(request.scope)
@@ -332,6 +344,14 @@ class PredictionService:
         if log is None:
             log = self._label_logs.setdefault(model, LabelLog(self._home, model, flush_seconds=0))
         return log
+
+    def _allow(self, scope: str | None) -> Callable[[Scope], Headers]:
+        """Return what lets a request for ``scope`` pass; None needs no key."""
+        return (lambda _request: ()) if scope is None else partial(self._guard.check, needed=scope)
+
+    def _look(self) -> None:
+        self._guard.refresh()
+        self._observe()
 
     def _observe(self) -> None:
         self.metrics.flush()

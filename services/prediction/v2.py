@@ -3,8 +3,8 @@
 Source: the protocol's specification, ``inference_rest.md`` of the Open Inference Protocol project. Tensors are named as
 the model's request fields; a feature may be sent as a tensor too, which overrides the store. Scalars have the shape
 ``[n]`` (or ``[n, 1]``), tensors ``[n, …]``. Data come flat in row-major order or nested; ``BYTES`` are UTF-8 strings.
-Numbers are checked by the same types as the native API, so both refuse the same values. The binary-data extension is
-not spoken.
+Numbers are checked by the same types as the native API, so both refuse the same values. The binary tensor data
+extension is turned into this form before it comes here, see ``v2_binary``.
 """
 
 from __future__ import annotations

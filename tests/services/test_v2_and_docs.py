@@ -82,7 +82,8 @@ def test_bad_tensors_are_named(shared_world, row, change, field):
 
 
 def test_metadata_health_and_versions(shared_world):
-    assert shared_world.get("/v2").json() == {"name": "trellis", "version": "0.1.0", "extensions": []}
+    server = {"name": "trellis", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+    assert shared_world.get("/v2").json() == server
     meta = shared_world.get("/v2/models/toy_linear").json()
     assert (meta["name"], meta["versions"]) == ("toy_linear", ["1"])
     inputs = {i["name"]: i for i in meta["inputs"]}
