@@ -27,6 +27,12 @@ class Check:
     value: float | None = None
     bound: float | None = None
 
+    def __post_init__(self) -> None:
+        """Make numbers floats, so that a check read back from JSON is the one that was written."""
+        for name in ("value", "bound"):
+            number = getattr(self, name)
+            object.__setattr__(self, name, None if number is None else float(number))
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -43,6 +49,10 @@ class Verdict:
     reason: str
     checks: tuple[Check, ...] = ()
     needs: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make numbers floats, as in a check."""
+        object.__setattr__(self, "needs", {name: float(value) for name, value in self.needs.items()})
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,13 @@ def decision_of(
 
     Args:
         kind: Which pure function decided.
-        model, subject, at, who: See ``Decision``.
-        inputs, policy: The function's arguments, dataclasses or mappings.
+        model: Whose decision it is.
+        subject: What it is about.
+        at: Event time it speaks of, RFC 3339.
+        inputs: The function's evidence, a dataclass or mapping.
+        policy: The function's policy, likewise.
         verdict: What it returned.
+        who: ``platform`` or an operator's name.
     """
     evidence = {"inputs": to_json_value(inputs), "policy": to_json_value(policy)}
     content = dumps([kind, model, subject, at, who, evidence, verdict])
