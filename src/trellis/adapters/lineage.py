@@ -28,7 +28,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def code_digest(directory: Path) -> str:
-    """Return SHA-256 over a folder's source and data files; names and contents count, times, caches and prose do not."""
+    """Return SHA-256 over a folder's code and data; names and contents count, times, caches and prose do not."""
     total = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and path.suffix not in {".pyc", ".md"}:
