@@ -1,27 +1,35 @@
-"""How often a canary's verdict is wrong, and how long it takes, beside a z-test that is looked at every day.
+"""How often a rollout's verdict is wrong, and how long it takes, beside a fixed threshold and a z-test looked at daily.
 
 Run ``python tests/benchmarks/bench_verdicts.py [runs]``. Flights are simulated: 900 a day, about 18 % late, days that
-share their weather, a Brier loss near 0.14; the canary has 10 % of them and takes 50 % as soon as it may. All verdicts
-are looked at every day.
+share their weather, a Brier loss near 0.14; the canary has 10 % of them and takes 50 % as soon as it may. One request
+in a hundred fails and latencies are log-normal, the same for both unless said. All rules see the same rows and are
+looked at every day for at most 30 days.
+
+The fixed threshold cries when the canary's mean loss, rate of failures or 95th percentile of latency is above the
+champion's by the margin, one point, or a tenth, with 200 labels there. The z-test cries at the one-sided 5 % for the
+loss.
 """
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from trellis.contract import RolloutPolicy
 from trellis.metrics import row_loss
-from trellis.rollout import CanaryInputs, LossStream, exposures_of, next_share, ready_to_step
+from trellis.rollout import CanaryInputs, Exposure, LossStream, next_share, ready_to_step
+from trellis.rollout.latency import Latencies
 from trellis.rollout.verdict import decide
 
 PER_DAY = 900
-POLICY = RolloutPolicy()
+POLICY = RolloutPolicy(max_slowdown=0.1)
+BINS = np.arange(-60, 200)
 
 
-def flights(rng, days, noise):
+def flights(rng, days, noise, per_day=PER_DAY):
     """Return, by day, the losses both versions would have; ``noise`` blurs the canary's probabilities."""
-    logit = -1.9 + 0.6 * rng.normal(size=(days, 1)) + 0.9 * rng.normal(size=(days, PER_DAY))
+    logit = -1.9 + 0.6 * rng.normal(size=(days, 1)) + 0.9 * rng.normal(size=(days, per_day))
     truth = 1 / (1 + np.exp(-logit))
     late = (rng.uniform(size=truth.shape) < truth).astype(float).ravel()
     canary = np.clip(truth + noise * rng.normal(size=truth.shape), 0, 1).ravel()
@@ -29,48 +37,129 @@ def flights(rng, days, noise):
     return next(losses), next(losses)
 
 
-def rollout(rng, noise, policy=POLICY, stepping=True):
-    """Look every day until a verdict; return it, its day, and the day on which a z-test would first have cried."""
-    challenger, champion = flights(rng, int(policy.max_days), noise)
-    stream, exposures, share = LossStream(), (), policy.steps[0]
-    sums, z_day = np.zeros((2, 3)), None
-    verdict, day = None, 0
+def rollout(rng, noise, policy=POLICY, stepping=True, failing=0.01, slower=1.0, per_day=PER_DAY):
+    """Look every day until a verdict; return it, its day, and the days on which the other rules would have cried."""
+    challenger, champion = flights(rng, int(policy.max_days), noise, per_day)
+    stream, counts, share = LossStream(), {}, policy.steps[0]
+    sums, z_day, fixed_day = np.zeros((2, 4)), None, None
+    spread = np.zeros((2, len(BINS)), dtype=int)
+    result = None
     for day in range(1, int(policy.max_days) + 1):
-        arm = rng.uniform(size=PER_DAY) < share
+        arm = rng.uniform(size=per_day) < share
         loss = np.where(arm, challenger[day - 1], champion[day - 1])
-        stream = stream.update(arm, loss, share)
-        exposures = (*exposures, *exposures_of(share, arm))
+        failed = rng.uniform(size=per_day) < np.where(arm, failing, 0.01)
+        spent = 10 * np.exp(0.5 * rng.normal(size=per_day)) * np.where(arm, slower, 1.0)
+        index = np.ceil(16 * np.log2(spent)).astype(int) - BINS[0]
         for i, side in enumerate((arm, ~arm)):
-            sums[i] += side.sum(), loss[side].sum(), (loss[side] ** 2).sum()
-        mean = sums[:, 1] / sums[:, 0]
-        error = np.sqrt(((sums[:, 2] / sums[:, 0] - mean**2) / sums[:, 0]).sum())
-        if z_day is None and mean[0] - mean[1] > 1.645 * error:
-            z_day = day
-        inputs = CanaryInputs(stream, exposures, share, float(day))
+            sums[i] += side.sum(), loss[side].sum(), (loss[side] ** 2).sum(), failed[side].sum()
+            spread[i] += np.bincount(index[side], minlength=len(BINS))
+        cries_z, cries_fixed = other_rules(sums, spread, policy)
+        z_day = day if z_day is None and cries_z else z_day
+        fixed_day = day if fixed_day is None and cries_fixed else fixed_day
+        if result is not None:
+            continue
+        stream = stream.update(arm, loss, share)
+        old = counts.get(share, np.zeros(6, dtype=int))
+        late = spent > 50
+        parts = (np.ones_like(arm), failed, late)
+        counts[share] = old + [int((side & part).sum()) for part in parts for side in (arm, ~arm)]
+        exposures = tuple(Exposure(s, *map(int, row)) for s, row in counts.items())
+        latencies = Latencies(tuple(BINS.tolist()), *(tuple(row.tolist()) for row in spread))
+        inputs = CanaryInputs(stream, exposures, share, float(day), latencies=latencies)
         verdict = decide(inputs, policy)
         if verdict.outcome != "HOLD":
-            break
-        if stepping and ready_to_step(inputs, policy).passed:
+            result = verdict.outcome, day
+        elif stepping and ready_to_step(inputs, policy).passed:
             share = next_share(policy, share) or share
-    return verdict.outcome, day, z_day
+    return (*result, z_day, fixed_day)
+
+
+def other_rules(sums, spread, policy):
+    """Tell whether the z-test and the fixed threshold cry."""
+    mean = sums[:, 1] / sums[:, 0]
+    error = np.sqrt(((sums[:, 2] / sums[:, 0] - mean**2) / sums[:, 0]).sum())
+    rate = sums[:, 3] / sums[:, 0]
+    p95 = [2 ** (BINS[np.searchsorted(np.cumsum(row), 0.95 * row.sum())] / 16) for row in spread]
+    enough = sums[0, 0] >= policy.min_labels
+    over = mean[0] - mean[1] > policy.margin or rate[0] - rate[1] > 0.01 or p95[0] > 1.1 * p95[1]
+    return mean[0] - mean[1] > 1.645 * error, enough and over
+
+
+def days_text(days, runs):
+    """Return the share of runs that cried, and their median day."""
+    seen = [d for d in days if d is not None]
+    return f"{len(seen) / runs:>7.2%} {np.median(seen) if seen else float('nan'):>5.0f}"
+
+
+def faults(runs):
+    """Print what becomes of each fault, for every rule."""
+    print(f"\nfaults; {runs} runs each (A/A: ten times as many); share of runs that cry within 30 days, median day")
+    print("fault                           PROMOTE  ROLL_BACK    day  INCONCL.  z-test   day   fixed    day")
+    margin = "3 points of Brier"
+    for name, given in (
+        ("none (A/A)", {}),
+        (f"{margin} worse", {"noise": 0.2}),
+        ("errors 1 % -> 2 %", {"failing": 0.02}),
+        ("errors 1 % -> 5 %", {"failing": 0.05}),
+        ("p95 +20 %", {"slower": 1.2}),
+        ("p95 +50 %", {"slower": 1.5}),
+        ("errors 1 % -> 2 %, 9,000 a day", {"failing": 0.02, "per_day": 9_000}),
+        ("p95 +20 %, 9,000 a day", {"slower": 1.2, "per_day": 9_000}),
+    ):
+        rng, count = np.random.default_rng(13), runs * 10 if not given else runs
+        found = [rollout(rng, **{"noise": 0.0, **given}) for _ in range(count)]
+        promoted, open_ = (sum(f[0] == o for f in found) / count for o in ("PROMOTE", "INCONCLUSIVE"))
+        back = days_text([f[1] if f[0] == "ROLL_BACK" else None for f in found], count)
+        z, fixed = (days_text([f[i] for f in found], count) for i in (2, 3))
+        print(f"{name:<30} {promoted:>8.2%}   {back} {open_:>9.2%} {z}  {fixed}")
+
+
+def auc(score, late):
+    """Return the area under the ROC curve by ranks."""
+    order = np.argsort(score)
+    ranks = np.empty(len(score))
+    ranks[order] = np.arange(1, len(score) + 1)
+    ones = late.sum()
+    return (ranks[late].sum() - ones * (ones + 1) / 2) / (ones * (len(late) - ones))
+
+
+def one_point_of_auc(runs):
+    """Print how long it takes to find a loss of one point of AUC, with a margin of half of what it costs in Brier."""
+    rng = np.random.default_rng(17)
+    truth = 1 / (1 + np.exp(1.9 - np.sqrt(0.36 + 0.81) * rng.normal(size=400_000)))
+    late, blur = rng.uniform(size=truth.shape) < truth, rng.normal(size=truth.shape)
+    low, high = 0.0, 0.5
+    for _ in range(30):
+        noise = (low + high) / 2
+        lost = auc(truth, late) - auc(np.clip(truth + noise * blur, 0, 1) + 1e-9 * blur, late)
+        low, high = (noise, high) if lost < 0.01 else (low, noise)
+    brier = ((np.clip(truth + noise * blur, 0, 1) - late) ** 2).mean() - ((truth - late) ** 2).mean()
+    print(f"\none point of AUC ({auc(truth, late):.3f} at best) costs {brier:.4f} of Brier here; {runs} runs each")
+    print("rows a day   margin   PROMOTE  ROLL_BACK    day  INCONCL.")
+    for per_day, margin in ((PER_DAY, POLICY.margin), (PER_DAY, brier / 2), (20_000, brier / 2), (100_000, brier / 2)):
+        policy = replace(POLICY, margin=margin)
+        found = [rollout(rng, noise, policy=policy, per_day=per_day) for _ in range(runs)]
+        promoted, open_ = (sum(f[0] == o for f in found) / runs for o in ("PROMOTE", "INCONCLUSIVE"))
+        back = days_text([f[1] if f[0] == "ROLL_BACK" else None for f in found], runs)
+        print(f"{per_day:>10,} {margin:>8.4f}  {promoted:>8.2%}   {back} {open_:>9.2%}")
 
 
 def table(runs, stepping):
     """Print one line per true difference."""
     print(f"\nshare {'10 % then 50 %' if stepping else '10 % throughout'}; {runs} runs each")
-    print("difference  PROMOTE ROLL_BACK INCONCL. median day  90 % by   z-test")
+    print("difference  PROMOTE ROLL_BACK INCONCL. median day  90 % by   z-test    fixed")
     for noise in (0.0, 0.1, 0.15, 0.2, 0.25, 0.35):
         rng = np.random.default_rng(11)
         a, b = flights(rng, 1_000, noise)
         count = runs if noise == 0 else max(runs // 10, 100)
         found = [rollout(rng, noise, stepping=stepping) for _ in range(count)]
         names = ("PROMOTE", "ROLL_BACK", "INCONCLUSIVE")
-        promoted, back, open_ = (sum(o == name for o, _, _ in found) / count for name in names)
-        z_test = np.mean([z is not None for _, _, z in found])
-        days = np.array([d for _, d, _ in found])
+        promoted, back, open_ = (sum(f[0] == name for f in found) / count for name in names)
+        z_test, fixed = (np.mean([f[i] is not None for f in found]) for i in (2, 3))
+        days = np.array([f[1] for f in found])
         print(
             f"{(a - b).mean():>+10.4f} {promoted:>8.2%} {back:>9.2%} {open_:>8.2%} "
-            f"{np.median(days):>10.0f} {np.quantile(days, 0.9):>8.0f} {z_test:>8.2%}"
+            f"{np.median(days):>10.0f} {np.quantile(days, 0.9):>8.0f} {z_test:>8.2%} {fixed:>8.2%}"
         )
 
 
@@ -109,6 +198,8 @@ def main():
     never_stopping(runs)
     table(runs, stepping=True)
     table(max(runs // 4, 100), stepping=False)
+    faults(max(runs // 10, 100))
+    one_point_of_auc(max(runs // 200, 10))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     ROLL_BACK if it breaks the gate's promise: the lower bound lies above the offline difference by more than the margin
     and two of its standard errors. That is what a feature that knew the future, or that serving computes otherwise,
     looks like; a season that hits both variants cancels out.
-    PROMOTE if the upper bound of the difference is below the margin and the estimate keeps the gate's promise.
+    PROMOTE if the upper bound of the difference is below the margin, the estimate keeps the gate's promise, and no
+    guard is in doubt: evidence of failing or slow requests that leans towards harm, by more than a trifle, is waited
+    out.
     INCONCLUSIVE after ``max_days``. Else HOLD, with what is missing.
 
     The chance that a verdict is ever wrong, over all looks and steps, is at most ``policy.alpha`` (asymptotically for
@@ -103,14 +105,14 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
         harm = [c for c in (*quality, *promise) if c.passed is False]
         if harm:
             return say("ROLL_BACK", *harm)
-        if quality[1].passed and all(c.passed for c in promise):
+        if quality[1].passed and all(c.passed for c in (*promise, *tripwires)):
             return say("PROMOTE", quality[1])
     if late.passed is False:
         return say("INCONCLUSIVE", late, quality[1])
     needs = _needs(inputs, policy)
     told = labels if labels.passed is None else quality[1]
     if labels.passed and quality[1].passed:
-        told = promise[0]
+        told = next(c for c in (*promise, *tripwires) if c.passed is None)
     return say("HOLD", told, needs=needs)
 
 
@@ -146,13 +148,16 @@ def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> Check:
     events, requests = ([sum(column) for column in zip(*rows, strict=True)][1:] or [0, 0] for rows in (counts, asked))
     rates = [e / max(r, 1) for e, r in zip(events, requests, strict=True)]
     found, limit = log_evidence_worse(counts) / math.log(10), -math.log10(policy.alpha * spend)
-    bad = found >= limit and rates[0] - rates[1] > trifle
+    grave = rates[0] - rates[1] > trifle
     if kind == "slow" and requests[0] < policy.min_labels:
-        bad = False  # slow requests come in clumps, as after a cold start; a few prove nothing
+        grave = False  # slow requests come in clumps, as after a cold start; a few prove nothing
+    bad, doubt = grave and found >= limit, grave and 0 < found < limit
     text = (
         f"{events[0]} of {requests[0]} canary requests {word} ({rates[0]:.2%}) and {events[1]} of {requests[1]} of "
         f"the champion's ({rates[1]:.2%}): evidence 10^{found:.1f} {'>=' if found >= limit else '<'} 10^{limit:.1f}"
     )
+    if doubt:
+        return Check(kind, None, f"{text}, in doubt.", found, limit)
     return Check(kind, not bad, f"{text}{'' if bad == (found >= limit) else ', yet a trifle so far'}.", found, limit)
 
 
@@ -171,7 +176,8 @@ def _latency(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
         f"95th percentile of latency {ours:.2f} ms (at least {lower:.2f}), {theirs:.2f} ms of the champion's (at most "
         f"{upper:.2f}): {ours / theirs - 1:+.0%}, {policy.max_slowdown:.0%} are allowed."
     )
-    return (Check("latency", not (sure and grave), text, round(ours / theirs - 1, 6), policy.max_slowdown),)
+    passed = (False if sure else None) if grave else True
+    return (Check("latency", passed, text, round(ours / theirs - 1, 6), policy.max_slowdown),)
 
 
 def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
