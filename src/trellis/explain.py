@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from trellis.contract import DriftPolicy, GatePolicy, RetrainPolicy, RolloutPolicy
-from trellis.decision import Decision, Verdict, dumps
+from trellis.decision import Decision, Verdict, decision_of, dumps
 from trellis.drift import DriftInputs, RetrainInputs, decide_retrain
 from trellis.drift import decide as decide_drift
 from trellis.errors import RegistryError
@@ -44,16 +44,38 @@ def replay(decision: Decision) -> Verdict:
     """Take a decision again from nothing but its evidence.
 
     Raises:
-        RegistryError: The kind is unknown to this version of the platform.
+        RegistryError: The kind is unknown to this version of the platform, or the evidence is not what it decides on.
     """
     kind = KINDS.get(decision.kind)
     if kind is None:
         raise RegistryError(
             f"Decisions of kind {decision.kind!r} cannot be replayed.", remedy=f"Known kinds: {', '.join(KINDS)}."
         )
-    inputs = kind.inputs.validate_json(dumps(decision.inputs["inputs"]))
-    policy = kind.policy.validate_json(dumps(decision.inputs["policy"]))
+    try:
+        inputs = kind.inputs.validate_json(dumps(decision.inputs["inputs"]))
+        policy = kind.policy.validate_json(dumps(decision.inputs["policy"]))
+    except (KeyError, ValueError) as error:
+        raise RegistryError(
+            f"The evidence of {decision.id!r} cannot be read: {' '.join(str(error).split())[:200]}.",
+            remedy="It was changed, or recorded by another version of the platform.",
+        ) from error
     return kind.decide(inputs, policy)
+
+
+def intact(decision: Decision) -> bool:
+    """Return whether a decision's id still is the digest of its content; what was changed to fit shows here."""
+    evidence = decision.inputs
+    again = decision_of(
+        decision.kind,
+        model=decision.model,
+        subject=decision.subject,
+        at=decision.at,
+        inputs=evidence.get("inputs"),
+        policy=evidence.get("policy"),
+        verdict=decision.verdict,
+        who=decision.who,
+    )
+    return again.id == decision.id
 
 
 def same(one: Verdict, other: Verdict) -> bool:

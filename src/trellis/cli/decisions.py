@@ -71,20 +71,20 @@ def explain(
     decision_id: Annotated[str, typer.Argument(help="The id, or its start; see: trellis decisions")],
     as_json: AsJson = False,
 ) -> None:
-    """Replay a decision from its evidence and show the arithmetic; exit code 1 if the replay disagrees."""
-    from trellis.explain import replay, same
+    """Replay a decision from its evidence and show the arithmetic; exit code 1 if it disagrees or was changed."""
+    from trellis.explain import intact, replay, same
 
     decision = _store().get(decision_id)
     verdict = replay(decision)
-    agrees = same(verdict, decision.verdict)
+    agrees, whole = same(verdict, decision.verdict), intact(decision)
     if as_json:
-        typer.echo(json.dumps({**json.loads(dumps(decision)), "replay_agrees": agrees}, indent=2))
+        typer.echo(json.dumps({**json.loads(dumps(decision)), "replay_agrees": agrees, "intact": whole}, indent=2))
     else:
-        _print(decision, agrees)
-    raise typer.Exit(0 if agrees else 1)
+        _print(decision, agrees, whole)
+    raise typer.Exit(0 if agrees and whole else 1)
 
 
-def _print(decision: Decision, agrees: bool) -> None:
+def _print(decision: Decision, agrees: bool, whole: bool) -> None:
     console = Console()
     verdict = decision.verdict
     colour = _COLOUR.get(verdict.outcome, "white")
@@ -99,6 +99,8 @@ def _print(decision: Decision, agrees: bool) -> None:
     console.print(f"[dim]Policy: {policy}[/]")
     said = "gives the same verdict, to the last digit" if agrees else "[red]DISAGREES with what was recorded[/]"
     console.print(f"Replayed from its evidence: {said}.")
+    if not whole:
+        console.print("[red]Its id is not the digest of its content: it was changed after it was recorded.[/]")
 
 
 def _checks(checks: tuple[Check, ...]) -> Table:
