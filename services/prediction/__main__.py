@@ -70,7 +70,8 @@ def main() -> int:
     except (TrellisError, OSError) as error:
         print(f"The prediction service cannot start. {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(f"Prediction service on http://{host}:{port}, described at /docs.", flush=True)  # noqa: T201
+    who = "Requests need a key (trellis keys create)." if config.needs_keys else "No key is needed."
+    print(f"Prediction service on http://{host}:{port}, described at /docs. {who}", flush=True)  # noqa: T201
     from _bentoml_impl.server import serve_http
 
     server = serve_http(

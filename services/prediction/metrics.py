@@ -101,6 +101,9 @@ class Metrics:
             ["model", "version", "outcome"],
             registry=registry,
         )
+        self.refused = Counter(
+            "trellis_refused", "Requests refused for their key, by reason.", ["reason"], registry=registry
+        )
         self.repeats = Counter("trellis_repeats", "Requests answered from memory.", ["model"], registry=registry)
         self.labels = Counter("trellis_labels", "Labels taken in.", ["model"], registry=registry)
         self.load_failures = Counter(

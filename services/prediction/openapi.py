@@ -16,11 +16,14 @@ from services.prediction.schema import ModelSchema
 
 _ERRORS = {
     "400": "The body is not JSON.",
+    "401": "A key is needed, or this one is not valid (any longer).",
+    "403": "The key has not the scope that this needs.",
     "404": "No such model; close matches are named.",
     "409": "The request id was used for another body.",
     "413": "Too many rows, or too large a body.",
     "415": "The content type is not application/json.",
     "422": "A field is unknown, missing, of the wrong type or out of range.",
+    "429": "The key's limit is used up; `Retry-After` says for how long.",
     "503": "Not ready, overloaded, or the answer could not be logged; send it again after `Retry-After` seconds.",
     "504": "The answer took longer than `X-Timeout-Ms` or the service's own limit; the same `id` fetches it.",
 }
@@ -113,7 +116,12 @@ def document(models: Mapping[str, tuple[ModelRuntime, ModelSchema]], version: st
             {"name": "operations", "description": "Health and metrics."},
         ],
         "paths": paths,
-        "components": {"schemas": {**definitions["$defs"], "Error": _ERROR}},
+        # The empty alternative: whether a key is needed is the operator's choice.
+        "security": [{}, {"key": []}],
+        "components": {
+            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
+        },
     }
 
 

@@ -20,6 +20,7 @@ import bentoml
 from services.prediction.app import PredictionService
 from services.prediction.metrics import Metrics
 from services.prediction.shadows import Shadows
+from trellis.adapters.api_keys import KeyStore
 from trellis.adapters.plan_store import PlanStore
 from trellis.catalog import Catalogue
 from trellis.settings import Settings, settings
@@ -110,7 +111,8 @@ def open_service(config: Settings) -> PredictionService:
     plans = PlanStore(config.database_url)
     home, metrics = config.home.resolve(), Metrics()
     shadows = Shadows(home, config.models.resolve(), metrics)
-    return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows)
+    keys = KeyStore(config.database_url) if config.needs_keys else None
+    return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows, keys)
 
 
 @bentoml.service(name="trellis", service_class=_Service)

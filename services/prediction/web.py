@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.prediction.auth import Headers, RefusedError
 from services.prediction.errors import body_of, status_of
 from services.prediction.metrics import Metrics
 from trellis.errors import RequestError, TrellisError
@@ -20,6 +21,7 @@ from trellis.errors import RequestError, TrellisError
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
+Allow = Callable[[Scope], Headers]
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -68,17 +70,20 @@ def _too_large(most: int) -> RequestError:
     return RequestError("", f"the body is larger than {most} bytes", status=413, remedy="Send fewer rows at a time.")
 
 
-def answered(handler: Handler, metrics: Metrics, known: Callable[[str], bool]) -> Handler:
+def answered(handler: Handler, metrics: Metrics, known: Callable[[str], bool], allow: Allow) -> Handler:
     """Wrap a handler: every error becomes an answer of the one form, and every answer is counted.
 
-    A model's name is counted only where it is ``known``, so that callers cannot make up label values.
+    A model's name is counted only where it is ``known``, so that callers cannot make up label values. ``allow`` lets
+    the request pass or raises, and gives headers for the answer.
     """
 
     async def wrapped(request: Request) -> Response:
         started = time.perf_counter()
         name = request.path_params.get("model", "")
         try:
+            limits = allow(request.scope)
             response = await handler(request)
+            response.raw_headers.extend(limits)
         except Exception as error:
             response = Response(*_failed(error, request.scope), media_type="application/json")
         metrics.answered(name if known(name) else "", response.status_code, time.perf_counter() - started)
@@ -97,6 +102,7 @@ class JsonEndpoint:
         most: Largest body, in bytes.
         metrics: The counters.
         known: Whether a model's name may be counted.
+        allow: Lets a request pass or raises, before its body is read; gives headers for the answer.
     """
 
     def __init__(
@@ -105,11 +111,13 @@ class JsonEndpoint:
         most: int,
         metrics: Metrics,
         known: Callable[[str], bool],
+        allow: Allow,
     ) -> None:
         self._handler = handler
         self._most = most
         self._metrics = metrics
         self._known = known
+        self._allow = allow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -117,6 +125,7 @@ class JsonEndpoint:
         name = scope["path_params"]["model"]
         headers = [(b"content-type", b"application/json")]
         try:
+            headers += self._allow(scope)
             answer, status = await self._handler(scope, await read_json_body(scope, receive, self._most)), 200
         except Exception as error:
             answer, status, more = _failed(error, scope)
@@ -165,8 +174,10 @@ def _parts(error: TrellisError, *, v2: bool) -> tuple[bytes, int, dict[str, str]
         parts = body["error"]
         place = f"{parts['field']}: " if parts["field"] else ""
         body = {"error": f"{place}{parts['reason']}. {parts['remedy']}", "detail": parts}
-    wait = {"retry-after": str(getattr(error, "retry_after", 1))} if status == 503 else {}
-    return to_json(body, inf_nan_mode="null"), status, wait
+    headers = dict(error.headers) if isinstance(error, RefusedError) else {}
+    if status == 503:
+        headers["retry-after"] = str(getattr(error, "retry_after", 1))
+    return to_json(body, inf_nan_mode="null"), status, headers
 
 
 async def http_error(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
     orchestrator: Literal["embedded", "prefect"] = Field(
         "embedded", description="Whether flows run in this process or through a Prefect server (PREFECT_API_URL)."
     )
+    auth: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether requests need an API key; auto asks for one wherever HOST is not loopback."
+    )
     plan_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often a serving process looks for a new plan.")
     flush_seconds: float = Field(
         0.05,
@@ -73,6 +77,16 @@ class Settings(BaseSettings):
     def database_url(self) -> str:
         """The plan and decision store, resolved."""
         return self.store_url or f"sqlite:///{self.directory('store')}/trellis.db"
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether the prediction service asks for API keys."""
+        if self.auth != "auto":
+            return self.auth == "on"
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host != "localhost"
 
     def directory(self, *parts: str) -> Path:
         """Return an absolute directory below the home, made if it is not there."""

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import batch, decisions, models, rollout, rooms
+from trellis.cli import batch, decisions, keys, models, rollout, rooms
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(keys.app, name="keys")
 decisions.add_to(app)
 batch.add_to(app)
 rooms.add_to(app)
