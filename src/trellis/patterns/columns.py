@@ -121,7 +121,7 @@ def _floats(array: pa.Array) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 def _ints(array: pa.Array, refused: dict[int, str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     if pa.types.is_floating(array.type) or pa.types.is_null(array.type):
         values, missing = _floats(array)
-        _refuse(refused, ~missing & ~(np.mod(values, 1) == 0), "should be a whole number")
+        _refuse(refused, ~missing & (np.floor(values) != values), "should be a whole number")
         _refuse(refused, ~missing & ~((values >= -_INT64) & (values < _INT64)), "should be a whole number of 64 bits")
         if missing.any():
             return values, missing

@@ -320,3 +320,32 @@ def test_a_version_that_has_served_needs_no_registry(files, command, monkeypatch
     assert locate("flight_delay", "7") == locate("flight_delay", None)
     with pytest.raises(RolloutError, match="'digits' has no rollout plan"):
         locate("digits", None)
+
+
+def test_a_kill_after_the_output_has_appeared_leaves_nothing_to_do(files, flights, monkeypatch):
+    source, output = files
+    with monkeypatch.context() as patch:
+        patch.setattr("trellis.patterns.batch.clear", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            predict_batch(flights.batch, source, output, part_rows=40)
+    content = output.read_bytes()
+    assert output.with_name("out.parquet.work").exists()
+    assert predict_batch(flights.batch, source, output).scored == 0
+    assert output.read_bytes() == content
+    assert listing(output) == ["in.parquet", "out.parquet"]
+
+
+def test_two_at_once_are_kept_apart(files, flights):
+    source, output = files
+    inner = []
+
+    def second(done, rows):
+        if not inner:
+            with pytest.raises(StorageError, match="Another process is at work") as caught:
+                inner.append(None)
+                predict_batch(flights.batch, source, output, part_rows=50)
+            inner[0] = caught.value
+
+    predict_batch(flights.batch, source, output, part_rows=50, progress=second)
+    assert isinstance(inner[0], StorageError)
+    assert pq.read_table(output).num_rows == 200
