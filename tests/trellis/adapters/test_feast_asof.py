@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -203,6 +204,74 @@ def test_several_keys_join_on_all_of_them(tmp_path):
     )
 
     assert out["v"].fillna(-1).tolist() == [12.0, 21.0, -1]
+
+
+@settings(max_examples=20, **anywhere)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), moments), max_size=20),
+    asked=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), moments), min_size=1, max_size=12),
+)
+def test_too_many_keys_or_too_long_a_time_for_one_integer_change_nothing(tmp_path, rows, asked):
+    """With limits this low, keys and moments are numbered anew at every step."""
+    from trellis.adapters import feast_asof
+
+    path = tmp_path / "f.parquet"
+    frame = pd.DataFrame(rows, columns=["k", "j", "t"])
+    columns = {name: pa.array(frame[name], pa.int64()) for name in "kj"}
+    at = pa.Array.from_pandas(pd.to_datetime(frame["t"], utc=True).astype("datetime64[us, UTC]"))
+    pq.write_table(pa.table({**columns, "v": pa.array(range(len(rows)), pa.float64()), "t": at}), path)
+    view = _view(path, ttl=timedelta(hours=4), created=False, keys=("k", "j"))
+    entity = pd.DataFrame(asked, columns=["k", "j", "event_timestamp"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feast_asof, "_MOST_KEYS", 1)
+        patch.setattr(feast_asof, "_LARGEST", 1)
+        out = _join(tmp_path, [view], entity, ["view:v"])
+    flat = [((k, j), t, t, float(i)) for i, (k, j, t) in enumerate(rows)]
+    expected = [_naive(flat, (k, j), at, timedelta(hours=4)) for k, j, at in asked]
+    assert [None if pd.isna(v) else v for v in out["v"]] == expected
+
+
+def test_key_types_that_differ_are_compared_or_refused(tmp_path):
+    path = tmp_path / "f.parquet"
+    _write(path, [(1, START, START, 7.0)])
+    view = _view(path, ttl=timedelta(0), created=False)
+    for kind in ("int8", "int32", "float64", "category"):
+        frame = pd.DataFrame({"k": pd.Series([1, 2]).astype(kind), "event_timestamp": [START] * 2})
+        assert _join(tmp_path, [view], frame, ["view:v"])["v"].fillna(-1).tolist() == [7.0, -1], kind
+    with pytest.raises(DataError, match=r"'k' is string in the entity frame and int64 in a view's table"):
+        _join(tmp_path, [view], pd.DataFrame({"k": ["1"], "event_timestamp": [START]}), ["view:v"])
+
+
+def test_two_keys_may_read_one_column_of_the_frame(tmp_path):
+    path = tmp_path / "f.parquet"
+    at = pa.array([START] * 3, pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"k": [1, 1, 2], "j": [1, 2, 2], "v": [11.0, 12.0, 22.0], "t": at}), path)
+    view = _view(path, ttl=timedelta(0), created=False, keys=("k", "j")).with_join_key_map({"k": "x", "j": "x"})
+    out = _join(tmp_path, [view], pd.DataFrame({"x": [2, 1, 3], "event_timestamp": [START] * 3}), ["view:v"])
+    assert out["v"].fillna(-1).tolist() == [22.0, 11.0, -1]
+
+
+def test_a_folder_of_files_is_one_table(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    _write(folder / "a.parquet", [(1, START, START, 1.0), (2, START, START, 2.0)])
+    _write(folder / "b.parquet", [(1, START, START, 3.0)])  # the same moment, later in the table
+    view = _view(folder, ttl=timedelta(0), created=False)
+    out = _join(tmp_path, [view], pd.DataFrame({"k": [1, 2], "event_timestamp": [START] * 2}), ["view:v"])
+    assert out["v"].tolist() == [3.0, 2.0]
+
+
+def test_many_training_sets_at_once(tmp_path):
+    path = tmp_path / "f.parquet"
+    _write(path, [(k, START + timedelta(hours=h), START, 10.0 * k + h) for k in range(3) for h in range(200)])
+    views = [_view(path, ttl=timedelta(0), created=False, name=name) for name in "abcd"]
+    frame = pd.DataFrame({"k": [0, 1, 2] * 50, "event_timestamp": [START + timedelta(hours=h) for h in range(150)]})
+    refs = [f"{name}:v" for name in "abcd"]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: _join(tmp_path, views, frame, refs, full_feature_names=True), range(8)))
+    for out in made:
+        for name in "abcd":
+            assert out[f"{name}__v"].tolist() == [10.0 * (h % 3) + h for h in range(150)]
 
 
 def test_what_is_missing_is_named(tmp_path):
