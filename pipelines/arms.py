@@ -1,4 +1,4 @@
-"""The evidence of rollouts with several arms, read from the prediction log: A/B experiments and bandits."""
+"""The evidence of rollouts beyond a single canary, read from the logs: shadows, A/B experiments and bandits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from trellis.metrics import row_loss
 from trellis.rollout import CanaryInputs, LossStream, RolloutPlan, exposures_of
 from trellis.rollout.bandit import BanditInputs, RewardBatch
 from trellis.rollout.compare import AbInputs, Arm
+from trellis.rollout.shadowing import ShadowInputs
 
 # Below so many labelled rows from before the experiment a segment's mean loss is noise.
 _FEWEST_BEFORE = 500
@@ -127,6 +128,40 @@ def bandit_inputs(
         )
     seed = int(hashlib.sha256(f"{newest.salt} {newest.revision} {now.isoformat()}".encode()).hexdigest()[:8], 16)
     return BanditInputs(arms, tuple(batches), _days(found.times, now), seed)
+
+
+def shadow_inputs(
+    spec: ModelSpec,
+    version: str,
+    history: Sequence[Change],
+    shadows: pd.DataFrame,
+    labels: pd.DataFrame,
+    now: datetime,
+) -> ShadowInputs:
+    """Return a shadow's evidence: labelled predictions that it and the primary have scored."""
+    since = 0
+    for change in reversed(history):
+        if version not in {s.version for s in change.plan.shadows}:
+            break
+        since = change.plan.revision
+    rows = shadows[(shadows["version"] == version) & (shadows["revision"] >= since)].reset_index(drop=True)
+    if len(rows):
+        rows = rows[moments(rows["time"]) <= _plain(now)].reset_index(drop=True)
+    if not len(rows):
+        return ShadowInputs(0, 0, 0, 0.0, 0.0, 0.0)
+    name, primary = f"outputs.{spec.score.name}", f"primary.{spec.score.name}"
+    scored = rows["error"].isna() & (rows[name].notna() if name in rows else False)
+    pairs = rows[scored].reset_index(drop=True)
+    days = _days(moments(rows["time"]), now)
+    if not len(pairs):
+        return ShadowInputs(len(rows), len(rows), 0, 0.0, 0.0, days)
+    ours = labelled(spec, pairs, labels, _plain(now))
+    theirs = labelled(spec, pairs.assign(**{name: pairs[primary]}), labels, _plain(now))
+    told = ours.known.known
+    gap = ours.loss[told] - theirs.loss[told]
+    return ShadowInputs(
+        len(rows), int((~scored).sum()), int(told.sum()), float(gap.sum()), float((gap * gap).sum()), days
+    )
 
 
 def moments(column: Any) -> NDArray[np.datetime64]:

@@ -12,13 +12,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial
+from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial, shadow_inputs
 from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
 from pipelines.stores import decisions, plans, registry
 from trellis.adapters.plan_store import Change
-from trellis.adapters.prediction_log import read_labels, read_predictions
+from trellis.adapters.prediction_log import read_labels, read_predictions, read_shadows
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
@@ -37,6 +37,7 @@ from trellis.rollout import (
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.latency import latencies_of
+from trellis.rollout.shadowing import decide_shadow
 from trellis.rollout.verdict import decide
 from trellis.settings import settings
 
@@ -116,6 +117,33 @@ def weigh_canary(model: str, now: str) -> Decision | None:
 
 
 @step(keep=False)
+def weigh_shadow(model: str, now: str) -> Decision | None:
+    """Decide on a rollout in its shadow stage from the labelled pairs known at ``now``; None where there is none."""
+    history = plans().history(model)
+    if not history:
+        return None
+    policy, spec = plugin_named(model).spec.rollout, plugin_named(model).spec
+    state = controller().current(model, policy)
+    if state is None or state.stage != "shadow":
+        return None
+    home, plan = settings().directory(), history[-1].plan
+    found = shadow_inputs(
+        spec, state.newcomer.version, history, read_shadows(home, model), read_labels(home, model), moment(now)
+    )
+    decision = decision_of(
+        "shadow",
+        model=model,
+        subject=f"v{state.newcomer.version} in the shadow of v{plan.champion.version}",
+        at=now,
+        inputs=found,
+        policy=policy,
+        verdict=decide_shadow(found, policy),
+    )
+    decisions().record(decision)
+    return decision
+
+
+@step(keep=False)
 def follow_verdict(model: str, decision: Decision) -> int:
     """Move the plan as the verdict says, in one transaction, and mirror it in the registry.
 
@@ -126,7 +154,7 @@ def follow_verdict(model: str, decision: Decision) -> int:
         StaleRevisionError: Somebody changed the plan since; the next run decides anew.
     """
     plan = plans().current(model)
-    if plan is None or plan.canary is None:
+    if plan is None or (plan.canary is None and decision.kind != "shadow"):
         return plan.revision if plan else 0
     policy = plugin_named(model).spec.rollout
     verdict = decision.verdict
@@ -148,7 +176,7 @@ def follow_verdict(model: str, decision: Decision) -> int:
 
 @step(keep=False)
 def pass_time(model: str, now: str) -> int:
-    """Move a rollout in a stage that waits for time and no verdict: in the shadow, warm, or in the rollback window.
+    """Move a rollout in a stage that waits for time and no verdict: warm, or in the rollback window.
 
     Returns:
         The revision of the plan afterwards.
@@ -182,13 +210,13 @@ def advance_rollout(model: str, now: str) -> Decision | None:
         now: Event time up to which predictions and labels count, RFC 3339.
 
     Returns:
-        The decision, or None where no canary is on trial.
+        The decision, or None where nothing is on trial.
     """
     mirror(model)
     followed = _followed(model, now)
     if followed is not None:
         return followed
-    decision = weigh_canary(model, now)
+    decision = weigh_canary(model, now) or weigh_shadow(model, now)
     if decision is not None:
         follow_verdict(model, decision)
     elif plans().current(model) is not None:
@@ -230,7 +258,7 @@ def _followed(model: str, now: str) -> Decision | None:
     if not history:
         return None
     found = history[-1].why.partition(":")[0]
-    if not found.startswith(("canary-", "ab-", "bandit-")):
+    if not found.startswith(("canary-", "ab-", "bandit-", "shadow-")):
         return None
     decision = decisions().get(found)
     return decision if moment(decision.at) >= moment(now) else None

@@ -17,6 +17,7 @@ from trellis.gates import GateInputs
 from trellis.gates import decide as decide_gate
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
+from trellis.rollout.shadowing import ShadowInputs, decide_shadow
 from trellis.rollout.verdict import CanaryInputs
 from trellis.rollout.verdict import decide as decide_canary
 
@@ -33,6 +34,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "gate": Kind(TypeAdapter(GateInputs), TypeAdapter(GatePolicy), decide_gate),
     "canary": Kind(TypeAdapter(CanaryInputs), TypeAdapter(RolloutPolicy), decide_canary),
+    "shadow": Kind(TypeAdapter(ShadowInputs), TypeAdapter(RolloutPolicy), decide_shadow),
     "ab": Kind(TypeAdapter(AbInputs), TypeAdapter(RolloutPolicy), decide_ab),
     "bandit": Kind(TypeAdapter(BanditInputs), TypeAdapter(RolloutPolicy), decide_bandit),
     "drift": Kind(TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy), decide_drift),

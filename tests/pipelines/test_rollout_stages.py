@@ -45,13 +45,14 @@ def world(home: Path, monkeypatch: pytest.MonkeyPatch):
 def traffic(home: Path):
     """Answer and label a day of requests under the plan as it is; a version in ``bad`` predicts the opposite."""
     from pipelines.stores import plans
-    from trellis.adapters.prediction_log import LabelLog, PredictionLog
+    from trellis.adapters.prediction_log import LabelLog, PredictionLog, ShadowLog
 
     rng = np.random.default_rng(5)
 
     def serve(day: float, bad: tuple[str, ...] = (), rows: int = 600) -> None:
         plan = plans().current(MODEL)
-        predictions, labels = (made(home, MODEL, flush_seconds=1) for made in (PredictionLog, LabelLog))
+        logs = [made(home, MODEL, flush_seconds=1) for made in (PredictionLog, LabelLog, ShadowLog)]
+        predictions, labels, shadows = logs
         for i in range(rows):
             moment = START + timedelta(days=day + i / rows / 2)
             key = f"{day}-{i}"
@@ -70,9 +71,19 @@ def traffic(home: Path):
                 }
                 | {"overrides": [], "outputs": {"probability": score}, "latency_ms": 1.0}
             )
+            for shadow in plan.shadows:
+                said = {
+                    "probability": 0.8
+                    if bool(truth) == (rng.random() < (0.2 if shadow.version in bad else 0.8))
+                    else 0.2
+                }
+                shadows.append(
+                    {"id": key, "model": MODEL, "version": shadow.version, "primary_version": chosen.version, **common}
+                    | {"revision": plan.revision, "unit": key, "primary": {"probability": score}, "outputs": said}
+                )
             labels.append({"id": key, "value": "yes" if truth else "no", "observed_at": moment.isoformat()} | common)
-        predictions.close()
-        labels.close()
+        for log in logs:
+            log.close()
 
     return serve
 
@@ -107,11 +118,14 @@ def story(days, traffic, bad=()):
 
 def test_a_shadow_then_a_canary_then_a_champion(world, traffic):
     from pipelines.rollout import controller
+    from pipelines.stores import decisions
 
     policy = world(steps=(0.2, 0.5), shadow_rate=0.5, shadow_days=1.0)
     start(policy, "2")
+    assert look(-0.5)[0] == "HOLD"  # nothing is shadowed yet
     outcomes, plan = story(20, traffic)
-    assert outcomes[:2] == [None, None]  # in the shadow
+    kinds = [d.kind for d in decisions().list(MODEL)]
+    assert kinds[:3] == ["shadow", "shadow", "canary"]  # a day in the shadow since the first look
     assert outcomes[-1] == "PROMOTE"
     assert plan.champion.version == "2"
     moves = [(t.state.stage, t.state.step) for t in controller().store.history(MODEL)]
@@ -145,6 +159,19 @@ def test_a_gates_promise_is_remembered_through_the_shadow(world, traffic, monkey
     rollout.begin_rollout(MODEL, variant("3"), gate)  # the newer candidate of a flow supersedes the older
     assert [s.version for s in plans().current(MODEL).shadows] == ["3"]
     assert [t.state.stage for t in rollout.controller().store.history(MODEL)[-2:]] == ["superseded", "shadow"]
+
+
+def test_a_bad_shadow_never_answers_anyone(world, traffic):
+    from pipelines.stores import decisions
+    from trellis.explain import replay, same
+
+    start(world(steps=(0.2, 0.5), shadow_rate=1.0, shadow_days=1.0), "2")
+    traffic(0, ("2",))
+    outcome, plan = look(0.9)
+    assert (outcome, plan.shadows, len(plan.variants)) == ("ROLL_BACK", (), 1)
+    decision = decisions().list(MODEL)[-1]
+    assert same(replay(decision), decision.verdict)
+    assert "on the same 600 rows" in decision.verdict.reason
 
 
 def test_a_bad_canary_is_rolled_back_and_a_paused_one_waits(world, traffic):

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import QUALITY, CanaryInputs, decide
+from trellis.rollout.verdict import CanaryInputs, decide, quality_alpha
 
 POWER = 0.8
 
@@ -54,7 +54,7 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
     """
     arms = len(inputs.arms)
     each = replace(policy, alpha=policy.alpha / arms)
-    alpha = each.alpha * QUALITY
+    alpha = quality_alpha(each)
     verdicts = {arm.version: decide(arm.inputs, each) for arm in inputs.arms}
     checks: list[Check] = []
     better: list[tuple[float, Check]] = []

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import QUALITY, next_share
+from trellis.rollout.verdict import next_share, quality_alpha
 
 # Nobody plans for longer; what is not decided by then is not decided by this trial.
 _MOST_DAYS = 3_650
@@ -98,7 +98,7 @@ def plan_trial(
             "can be told for certain.",
             remedy="Give a sound difference below the margin and a harm above it.",
         )
-    alpha, z = policy.alpha * QUALITY, NormalDist().inv_cdf(power)
+    alpha, z = quality_alpha(policy), NormalDist().inv_cdf(power)
 
     def promotes(information: float) -> bool:
         noise = z * math.sqrt(variance / information)

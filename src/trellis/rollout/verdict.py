@@ -14,6 +14,8 @@ from trellis.rollout.stream import LossStream, information_for, reach
 # How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
 # for any one truth only one of the two would be wrong.
 QUALITY, ERRORS, SLOW, SPLIT, LABEL_SPLIT = 0.8, 0.05, 0.05, 0.05, 0.05
+# What a shadow stage, where there is one, takes of quality's part.
+SHADOW = 0.1
 # Increases of a rate below these are not worth a rollback even where they are certain. One in twenty slow is what a
 # limit on the 95th percentile allows.
 WORST_ERRORS, WORST_SLOW = 0.001, 0.05
@@ -41,6 +43,11 @@ class CanaryInputs:
     expected_difference: float | None = None
     expected_error: float = 0.0
     latencies: Latencies | None = None
+
+
+def quality_alpha(policy: RolloutPolicy) -> float:
+    """Return what the live losses may spend of the policy's alpha."""
+    return policy.alpha * (QUALITY - (SHADOW if policy.shadow_rate > 0 else 0.0))
 
 
 def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
@@ -222,7 +229,7 @@ def _quality(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, Check]
     if not math.isfinite(inputs.stream.reach(policy.alpha)):
         nothing = "No labelled row compares the variants yet."
         return Check("no_harm", None, nothing), Check("non_inferiority", None, nothing)
-    lower, upper = inputs.stream.bounds(policy.alpha * QUALITY)
+    lower, upper = inputs.stream.bounds(quality_alpha(policy))
     text = f"Live mean loss of the canary less the champion's {mean:+.4f} on {inputs.stream.rows} labelled rows"
     bad = lower > 0 and mean > margin
     harm = (
@@ -239,7 +246,7 @@ def _quality(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, Check]
 def _promise(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
     if inputs.expected_difference is None or inputs.stream.information <= 0:
         return ()
-    lower, _ = inputs.stream.bounds(policy.alpha * QUALITY)
+    lower, _ = inputs.stream.bounds(quality_alpha(policy))
     bound = inputs.expected_difference + _PROMISE_ERRORS * inputs.expected_error + policy.margin
     text = (
         f"Offline the difference was {inputs.expected_difference:+.4f}, live it is {inputs.stream.difference:+.4f} "
@@ -263,7 +270,7 @@ def _needs(inputs: CanaryInputs, policy: RolloutPolicy) -> dict[str, float]:
     per_day = stream.rows / inputs.days if inputs.days > 0 else 0.0
     labels = float(max(policy.min_labels - stream.canary_rows, 0))
     if stream.square > 0 and share < 1:
-        variance, alpha = stream.square / stream.information, policy.alpha * QUALITY
+        variance, alpha = stream.square / stream.information, quality_alpha(policy)
         more = information_for(policy.margin, variance, alpha) - stream.information
         if more <= 0:
             gap = max(abs(policy.margin - stream.difference), policy.margin / 4)

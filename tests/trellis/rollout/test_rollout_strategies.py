@@ -25,6 +25,7 @@ from trellis.rollout.latency import (
     quantile,
     upper_bound,
 )
+from trellis.rollout.shadowing import ShadowInputs, decide_shadow
 from trellis.rollout.verdict import decide
 
 RNG = np.random.default_rng
@@ -277,3 +278,39 @@ def test_covariates_by_batch_constant_ones_and_bad_ones():
     for bad in (x[:5], np.full(600, np.nan)):
         with pytest.raises(DataError, match="covariate"):
             LossStream().update(arm, loss, 0.5, bad)
+
+
+# --- shadow
+
+
+def shadow_after(rng, harm, rows, failed=0):
+    gap = harm + 0.1 * rng.normal(size=rows)
+    return ShadowInputs(rows + failed, failed, rows, float(gap.sum()), float((gap * gap).sum()), 1.0)
+
+
+def test_a_shadow_goes_on_unless_it_does_harm_or_fails():
+    rng, policy = RNG(12), RolloutPolicy(shadow_rate=0.5)
+    good = [decide_shadow(shadow_after(rng, 0.0, 2_000), policy).outcome for _ in range(200)]
+    assert good.count("PROMOTE") == 200
+    assert all(decide_shadow(shadow_after(rng, 0.04, 2_000), policy).outcome == "ROLL_BACK" for _ in range(50))
+    assert decide_shadow(shadow_after(rng, 0.0, 100), policy).needs == {"labels": 100}
+    assert "could not score 150 of 2150" in decide_shadow(shadow_after(rng, 0.0, 2_000, 150), policy).reason
+    assert decide_shadow(shadow_after(rng, 0.0, 2_000, 3), policy).outcome == "PROMOTE"
+    assert decide_shadow(ShadowInputs(0, 0, 0, 0.0, 0.0, 0.0), policy).outcome == "HOLD"
+    assert decide_shadow(ShadowInputs(300, 0, 300, 0.0, 0.0, 1.0), policy).outcome == "PROMOTE"  # the same answers
+    found = shadow_after(rng, 0.01, 500)
+    assert TypeAdapter(ShadowInputs).validate_json(dumps(found)) == found
+
+
+def test_a_bandit_of_a_regression_is_refused():
+    from trellis.contract import Field, Metric, ModelSpec, Target
+    from trellis.errors import ContractError
+
+    given = {
+        "name": "m", "version": "1", "owner": "o", "description": "d", "request": (Field("x", "float"),),
+        "inputs": ("x",), "outputs": (Field("value", "float"),), "target": Target("y", "t"),
+        "metric": Metric("mae", floor=1.0), "task": "regression",
+    }  # fmt: skip
+    ModelSpec(**given)
+    with pytest.raises(ContractError, match="bandit"):
+        ModelSpec(**given, rollout=BANDIT)
