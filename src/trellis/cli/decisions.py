@@ -38,7 +38,7 @@ def add_to(app: typer.Typer) -> None:
 
 def list_decisions(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="gate, canary, drift or retrain.")] = None,
+    kind: Annotated[str | None, typer.Option(help="gate, shadow, canary, ab, bandit, drift or retrain.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every decision, oldest first."""
