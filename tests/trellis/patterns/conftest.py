@@ -1,5 +1,7 @@
 """Both reference models, trained small on real rows and sealed as the flow does it."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,3 +88,22 @@ def arrow():
         return pa.table(arrays)
 
     return table
+
+
+@pytest.fixture
+def served(tmp_path, flights):
+    """A home in which version 7 of the flight model is the champion: the command line, and how to run it there."""
+    from trellis.adapters.plan_store import PlanStore
+    from trellis.rollout.plan import Variant, first_plan
+
+    home = tmp_path / "home"
+    home.mkdir()
+    url = f"sqlite:///{home}/trellis.db"
+    plans = PlanStore(url)
+    champion = Variant("7", "champion", 1.0, str(flights.artifact), flights.manifest.digest)
+    plans.save(first_plan("flight_delay", champion, salt="s"), expected_revision=0, who="test", why="test")
+    plans.close()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRELLIS_")}
+    environment |= {"TRELLIS_HOME": str(home), "TRELLIS_STORE_URL": url, "TRELLIS_MODELS": str(MODELS)}
+    line = [sys.executable, "-c", "from trellis.cli import main; main()"]
+    return line, {"env": environment, "cwd": tmp_path}

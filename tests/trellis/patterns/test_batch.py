@@ -1,10 +1,8 @@
 """Batch: one right row for every row, in order, whatever the cut; resumed after a kill; bad rows named."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from trellis.errors import ConfigError, ContractError, DataError, RequestError, 
 from trellis.patterns import BatchModel, begun_version, predict_batch
 from trellis.patterns.files import tables
 
-ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_lightning")
 
 
@@ -254,23 +251,19 @@ def test_an_output_that_is_somebody_elses_is_left_alone(files, flights):
 
 
 @pytest.fixture
-def command(tmp_path, flights, files):
-    """A home in which version 7 is the champion, and the command that scores with it."""
-    from trellis.adapters.plan_store import PlanStore
-    from trellis.rollout.plan import Variant, first_plan
-
-    home = tmp_path / "home"
-    home.mkdir()
-    url = f"sqlite:///{home}/trellis.db"
-    plans = PlanStore(url)
-    champion = Variant("7", "champion", 1.0, str(flights.artifact), flights.manifest.digest)
-    plans.save(first_plan("flight_delay", champion, salt="s"), expected_revision=0, who="test", why="test")
-    plans.close()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRELLIS_")}
-    environment |= {"TRELLIS_HOME": str(home), "TRELLIS_STORE_URL": url, "TRELLIS_MODELS": str(ROOT / "models")}
-    line = [sys.executable, "-c", "from trellis.cli import main; main()", "predict-batch", "flight_delay"]
-    line += ["--input", str(files[0]), "--output", str(files[1]), "--json"]
-    return line, {"env": environment, "cwd": tmp_path}
+def command(served, files):
+    """The command that scores with the champion, version 7."""
+    line, options = served
+    return [
+        *line,
+        "predict-batch",
+        "flight_delay",
+        "--input",
+        str(files[0]),
+        "--output",
+        str(files[1]),
+        "--json",
+    ], options
 
 
 def test_killed_and_started_again_it_goes_on(files, flights, command):
@@ -341,8 +334,8 @@ def test_two_at_once_are_kept_apart(files, flights):
 
     def second(done, rows):
         if not inner:
+            inner.append(None)
             with pytest.raises(StorageError, match="Another process is at work") as caught:
-                inner.append(None)
                 predict_batch(flights.batch, source, output, part_rows=50)
             inner[0] = caught.value
 

@@ -110,3 +110,16 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(tmp_path, flight
     with pytest.raises(DigestMismatchError):
         export_model(flights.spec, flights.artifact, tmp_path / "new", version="7", digest="0" * 64)
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_verb_exports_the_champion(served, tmp_path, row, flights):
+    line, options = served
+    command = [*line, "export", "flight_delay", str(tmp_path / "edge")]
+    done = subprocess.run([*command, "--json"], **options, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["version"], told["digest"]) == ("7", flights.manifest.digest)
+    assert score(tmp_path / "edge", [row], "--digest", told["digest"]).returncode == 0
+    again = subprocess.run(command, **options, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert again.stderr.startswith("trellis: The directory is not empty.")
