@@ -6,6 +6,9 @@ answer over uvicorn, once with XGBoost itself and once with ONNX Runtime (which 
 does more than any of them: typed checks, the split, contract checks, a durable record of every answer, metrics. Rounds
 are interleaved and medians reported, because machines are noisy: read the ratios.
 
+``ours+key`` asks for an API key with a limit; ``ours+shadow`` scores a tenth of the requests again in the shadow (with
+two cores the shadow takes the load generator's place now and then); in ``ours+hung`` the shadow never comes back.
+
 Run it with ``python tests/benchmarks/bench_http.py [--seconds N] [--rounds N] [--only ours,raw,raw-xgb,bentoml]``. It
 needs ``wrk`` (a load generator written in C) on the path and says so where it is not there.
 """
@@ -40,10 +43,24 @@ MODEL = "bench_rows"
 
 PLUGIN = '''
 """Fifteen numbers in, one probability out."""
+import time
+
 import numpy as np
-from trellis.contract import Dataset, Field, Metric, ModelPlugin, ModelSpec, Target
+from trellis.contract import Dataset, Field, Metric, ModelPlugin, ModelSpec, Predictor, Target
 
 NAMES = [f"f{i:02d}" for i in range(15)]
+
+
+class Hangs(Predictor):
+    """A version that never comes back once it meets the benchmark's own row."""
+
+    def predict(self, batch):
+        if (batch["f00"] == -0.7).any():
+            time.sleep(3_600)
+        return {"probability": np.full(len(batch["f00"]), 0.5)}
+
+    def save(self, directory):
+        raise NotImplementedError
 
 
 class Bench(ModelPlugin):
@@ -58,7 +75,7 @@ class Bench(ModelPlugin):
         raise NotImplementedError
 
     def load(self, directory):
-        raise NotImplementedError
+        return Hangs()
 
     def sample(self, rows):
         columns = {n: np.random.default_rng(0).normal(size=rows) for n in NAMES}
@@ -109,32 +126,53 @@ def model_files(directory: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), directory / "model.onnx")
 
 
-def deploy(home: Path, files: Path) -> Path:
-    """Write the plug-in, seal the artifact and give it all traffic; return the plug-in folder."""
+def deploy(home: Path, files: Path, shadow: str | None = None) -> Path:
+    """Write the plug-in, seal the artifact and give it all traffic; return the plug-in folder.
+
+    Args:
+        home: Where to.
+        files: Where the model's files are.
+        shadow: ``same`` has the same model score one request in ten in the shadow, ``hung`` one that never comes back.
+    """
     from trellis.adapters.plan_store import PlanStore
     from trellis.artifact import seal
-    from trellis.rollout.plan import Variant, first_plan
+    from trellis.rollout.plan import RolloutPlan, Shadow, Variant
+
+    def artifact(name: str) -> tuple[str, str]:
+        directory = home / name
+        directory.mkdir(parents=True)
+        if name == "hung":
+            (directory / "nothing.json").write_text("{}")
+        else:
+            shutil.copy(files / "model.onnx", directory / "model.onnx")
+        manifest = seal(
+            directory,
+            model=MODEL,
+            plugin_version="1.0",
+            recipe="default",
+            seed=0,
+            inputs=tuple(NAMES),
+            outputs=("probability",),
+        )
+        return str(directory), manifest.digest
 
     models = home / "models"
     (models / MODEL).mkdir(parents=True)
     (models / MODEL / "__init__.py").write_text(PLUGIN)
-    artifact = home / "artifact"
-    artifact.mkdir()
-    shutil.copy(files / "model.onnx", artifact / "model.onnx")
-    manifest = seal(
-        artifact,
-        model=MODEL,
-        plugin_version="1.0",
-        recipe="default",
-        seed=0,
-        inputs=tuple(NAMES),
-        outputs=("probability",),
-    )
+    shadows = (Shadow("2", 0.1, *artifact(shadow)),) if shadow else ()
+    plan = RolloutPlan(MODEL, 0, "bench", (Variant("1", "champion", 1.0, *artifact("champion")),), shadows)
     store = PlanStore(f"sqlite:///{home}/trellis.db")
-    plan = first_plan(MODEL, Variant("1", "champion", 1.0, str(artifact), manifest.digest), salt="bench")
     store.save(plan, expected_revision=0, who="bench", why="bench")
     store.close()
     return models
+
+
+def key(home: Path) -> str:
+    """Make a key that may predict as often as it likes."""
+    from trellis.adapters.api_keys import KeyStore
+
+    store = KeyStore(f"sqlite:///{home}/trellis.db")
+    return store.create("bench", ["predict"], who="bench", why="bench", per_minute=100_000_000)[0]
 
 
 def free_port() -> int:
@@ -144,7 +182,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(command: list[str], environment: dict[str, str], url: str, body: bytes, log: Path):
+def process(command: list[str], environment: dict[str, str], url: str, body: bytes, headers: dict[str, str], log: Path):
     """Start a server in its own session, wait until it answers 200, and end it with everything it started."""
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -158,7 +196,7 @@ def process(command: list[str], environment: dict[str, str], url: str, body: byt
         try:
             for _ in range(600):
                 try:
-                    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+                    request = urllib.request.Request(url, body, headers)
                     answer = json.load(urllib.request.urlopen(request, timeout=5))
                     break
                 except (urllib.error.URLError, OSError):
@@ -200,7 +238,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--only", default="ours,raw,raw-xgb,bentoml")
+    parser.add_argument("--only", default="ours,ours+key,ours+shadow,ours+hung,raw,raw-xgb,bentoml")
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         print("bench_http is left out: it needs wrk on the path (Debian: apt-get install wrk).")
@@ -209,23 +247,32 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         home = Path(name)
         model_files(home)
-        models = deploy(home, home)
         common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
-        ports = {who: free_port() for who in ("ours", "raw", "raw-xgb", "bentoml")}
+        everyone = ("ours", "ours+key", "ours+shadow", "ours+hung", "raw", "raw-xgb", "bentoml")
+        ports = {who: free_port() for who in everyone}
         python = sys.executable
-        servers = {
-            "ours": (
+        servers = {}
+        keys = {}
+        for who in ("ours", "ours+key", "ours+shadow", "ours+hung"):
+            place = home / who
+            place.mkdir()
+            models = deploy(place, home, {"ours+shadow": "same", "ours+hung": "hung"}.get(who))
+            if who == "ours+key":
+                keys[who] = key(place)
+            servers[who] = (
                 f"{python} -m services.prediction".split(),
                 {
-                    "TRELLIS_HOME": str(home),
+                    "TRELLIS_HOME": str(place),
                     "TRELLIS_MODELS": str(models),
-                    "TRELLIS_STORE_URL": f"sqlite:///{home}/trellis.db",
-                    "TRELLIS_PORT": str(ports["ours"]),
+                    "TRELLIS_STORE_URL": f"sqlite:///{place}/trellis.db",
+                    "TRELLIS_PORT": str(ports[who]),
                     "TRELLIS_LOG_LEVEL": "warning",
+                    "TRELLIS_AUTH": "on" if who in keys else "off",
                 },
                 f"/v1/models/{MODEL}/predict",
                 {"rows": [row]},
-            ),
+            )
+        servers |= {
             "raw": (
                 f"{python} -m uvicorn raw_asgi:app --no-access-log --log-level warning --app-dir {PEERS} "
                 f"--port {ports['raw']}".split(),
@@ -257,14 +304,21 @@ def main() -> None:
         for who in chosen.only.split(","):
             command, environment, path, body = servers[who]
             url, data = f"http://127.0.0.1:{ports[who]}{path}", json.dumps(body).encode()
-            answers[who] = stack.enter_context(process(command, common | environment, url, data, home / f"{who}.txt"))
+            headers = {"Content-Type": "application/json"}
+            if who in keys:
+                headers["Authorization"] = f"Bearer {keys[who]}"
+            answers[who] = stack.enter_context(
+                process(command, common | environment, url, data, headers, home / f"{who}.txt")
+            )
             script = home / f"{who}.lua"
             script.write_text(
                 f'wrk.method = "POST"\nwrk.body = [[{data.decode()}]]\n'
-                'wrk.headers["Content-Type"] = "application/json"\n'
+                + "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in headers.items())
             )
             targets[who] = (url, script)
-        given = {who: (a["predictions"][0] if who == "ours" else a)["probability"] for who, a in answers.items()}
+        given = {
+            who: (a["predictions"][0] if who.startswith("ours") else a)["probability"] for who, a in answers.items()
+        }
         assert max(given.values()) - min(given.values()) < 1e-5, f"not the same model: {given}"
         for url, script in targets.values():
             wrk(url, script, chosen.connections, 2)
@@ -280,12 +334,16 @@ def main() -> None:
             f"one row of 15 numbers, one worker, {chosen.connections} connections, medians of {chosen.rounds} rounds "
             f"of {chosen.seconds} s, wrk with one thread"
         )
-        print(f"{'':10}{'req/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'not 2xx':>9}")
+        print(f"{'':14}{'req/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'not 2xx':>9}")
         for who, m in medians.items():
-            print(f"{who:10}{m['rps']:8.0f}{m['p50']:9.2f}{m['p99']:9.2f}{m['bad']:9.0f}")
+            print(f"{who:14}{m['rps']:8.0f}{m['p50']:9.2f}{m['p99']:9.2f}{m['bad']:9.0f}")
         for peer in ("bentoml", "raw-xgb", "raw"):
             if peer in medians and "ours" in medians:
                 print(f"ours / {peer}: {medians['ours']['rps'] / medians[peer]['rps']:.2f}x requests per second")
+        for more in ("ours+key", "ours+shadow", "ours+hung"):
+            if more in medians and "ours" in medians:
+                rps, p99 = (medians[more][k] / medians["ours"][k] for k in ("rps", "p99"))
+                print(f"{more} / ours: {rps:.2f}x requests per second, {p99:.2f}x p99")
 
 
 if __name__ == "__main__":
