@@ -63,7 +63,9 @@ FORBIDDEN = {
 # Imported though another one brings it.
 COME_ALONG = {
     "httpx": "Prefect's client; only the demo's traffic uses it",
+    "mmh3": "Feast's, whose keys are read",
     "pydantic-core": "pydantic's other half",
+    "redis": "Prefect's and Feast's; only an online store in Redis uses it",
     "typeguard": "Feast's; it is switched off before it costs seconds",
 }
 # Longer than a module should be, each with the reason.

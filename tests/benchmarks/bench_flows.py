@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flights", action="store_true", help="also train the flight model on a month")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server goes too
     cases = {"toy": (["train", "toy_binary", "--until", "2013-05-01T00:00:00Z"], {"TRELLIS_MODELS": str(TOYS)})}
     if chosen.flights:
         period = ["--since", "2013-01-01T05:00:00Z", "--until", "2013-02-01T05:00:00Z"]
