@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _TIMEOUT = {
     "description": "Milliseconds after which the answer is of no use; a request that cannot make it is refused early.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 600000},
 }
-_ERROR = {
+_ERROR: dict[str, Any] = {
     "type": "object",
     "description": "What is wrong, where, and what to do.",
     "properties": {
@@ -49,6 +49,12 @@ _ERROR = {
         }
     },
     "examples": [{"error": {"field": "rows.0.distance", "reason": "field required", "remedy": "See /docs."}}],
+}
+# The protocol wants its error to be a string; the parts stand beside it.
+_PROTOCOL_ERROR: dict[str, Any] = {
+    "type": "object",
+    "properties": {"error": {"type": "string"}, "detail": _ERROR["properties"]["error"]},
+    "required": ["error", "detail"],
 }
 
 
@@ -119,7 +125,7 @@ def document(models: Mapping[str, tuple[ModelRuntime, ModelSchema]], version: st
         # The empty alternative: whether a key is needed is the operator's choice.
         "security": [{}, {"key": []}],
         "components": {
-            "schemas": {**definitions["$defs"], "Error": _ERROR},
+            "schemas": {**definitions["$defs"], "Error": _ERROR, "ProtocolError": _PROTOCOL_ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key."}},
         },
     }
@@ -134,6 +140,7 @@ def _operation(
     answer: Mapping[str, Any],
     example: Any,
     answered: Any,
+    error: str = "Error",
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": body}
     if example is not None:
@@ -150,28 +157,31 @@ def _operation(
                 "description": "The answer.",
                 "content": {"application/json": {"schema": answer, "example": answered}},
             },
-            **{
-                code: {
-                    "description": reason,
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-                }
-                for code, reason in _ERRORS.items()
-            },
+            **_errors(error, _ERRORS),
         },
     }
 
 
+def _errors(schema: str, codes: Iterable[str]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {code: {"description": _ERRORS[code], "content": content} for code in codes}
+
+
 def _common(infer: Mapping[str, Any], example: Any) -> dict[str, Any]:
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    protocol = "open inference protocol"
 
-    def get(tag: str, summary: str, *, named: bool = False, media: str = "application/json") -> dict[str, Any]:
+    def get(
+        tag: str, summary: str, *, named: bool = False, guarded: bool = True, media: str = "application/json"
+    ) -> dict[str, Any]:
         answers = {"200": {"description": "The answer.", "content": {media: {"schema": {}}}}}
+        codes = [*(["401", "403", "429", "503"] if guarded else []), *(["404"] if named else [])]
+        answers |= _errors("ProtocolError" if tag == protocol else "Error", codes)
         return {
             "get": {"tags": [tag], "summary": summary, "responses": answers}
             | ({"parameters": [model]} if named else {})
         }
 
-    protocol = "open inference protocol"
     inference = _operation(
         protocol,
         "infer",
@@ -181,13 +191,16 @@ def _common(infer: Mapping[str, Any], example: Any) -> dict[str, Any]:
         {"type": "object"},
         example,
         {"model_name": "…", "outputs": []},
+        "ProtocolError",
     )
+    ready = get(protocol, "Whether every model is loaded (503 until then)", guarded=False)
+    ready["get"]["responses"]["503"] = {"description": "Not yet.", "content": {"application/json": {"schema": {}}}}
     return {
         "/v1/models": get("models", "List the models being served"),
         "/v1/models/{model}": get("models", "Show a model: its plan, versions and declaration", named=True),
-        "/v2": get(protocol, "Server metadata"),
-        "/v2/health/live": get(protocol, "Whether the process runs"),
-        "/v2/health/ready": get(protocol, "Whether every model is loaded (503 until then)"),
+        "/v2": get(protocol, "Server metadata", guarded=False),
+        "/v2/health/live": get(protocol, "Whether the process runs", guarded=False),
+        "/v2/health/ready": ready,
         "/v2/models/{model}": get(protocol, "Model metadata", named=True),
         "/v2/models/{model}/ready": get(protocol, "Whether a model is loaded", named=True),
         "/v2/models/{model}/infer": {"post": inference | {"parameters": [model, _TIMEOUT]}},
