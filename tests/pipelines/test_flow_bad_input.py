@@ -215,7 +215,7 @@ def test_a_disk_that_takes_no_more(champion: tuple[Path, Path], tmp_path: Path, 
     """The kernel refuses to let any file grow past ``most`` bytes; a later run with room finishes what was begun."""
     command = [sys.executable, "-c", LIMITED, str(most), "train", MODEL, "--until", UNTIL]
     fresh = {**os.environ, "TRELLIS_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, cwd=ROOT, env=fresh, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=fresh, capture_output=True, text=True, timeout=180)
     refused(done, str(tmp_path / "home"), "space" if most < 200_000 else "room")
     assert not [p for p in (tmp_path / "home").rglob("*") if ".partial" in p.name or p.name.startswith(".making")]
     if most == 200_000:

@@ -113,7 +113,7 @@ def test_flows_run_and_are_deployed_under_a_real_server(
 
     # As flow runs of this process's child.
     command = [sys.executable, "-m", "pipelines", "train", "toy_binary", "--until", UNTIL, "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-2_000:]
     outcome = json.loads(done.stdout)
     assert outcome["verdict"] == "PROMOTE"
@@ -155,7 +155,7 @@ def test_flows_run_and_are_deployed_under_a_real_server(
             state = api.get(f"/flow_runs/{run.json()['id']}").json()["state_type"]
             return state if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-        assert _until(ended, 90, log) == "COMPLETED", log.read_text()[-2_000:]
+        assert _until(ended, 150, log) == "COMPLETED", log.read_text()[-2_000:]
     assert [change.plan.revision for change in plans().history("toy_binary")] == [1]
     assert [v.version for v in registry().versions("toy_binary")] == [outcome["version"]]
     assert decisions().get(outcome["decision"]).verdict.outcome == "PROMOTE"
