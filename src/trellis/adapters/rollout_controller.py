@@ -99,8 +99,9 @@ class RolloutController:
 
         Args:
             model: Whose rollout.
-            verdict, now: See ``next_state``.
+            verdict: What was found out; None where the stage asks for no evidence, see ``next_state``.
             policy: The model's rollout policy.
+            now: Event time of the look, RFC 3339.
             who: ``platform`` or an operator's name.
             decision: Id of the decision that holds the verdict.
             revision: Revision of the plan that the verdict is about; None to take whatever is there.

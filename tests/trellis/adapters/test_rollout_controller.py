@@ -4,6 +4,9 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,6 +207,30 @@ def test_one_controller_at_a_time_and_the_one_that_slept_is_fenced_off(url, cont
         with store.lease("toy", seconds=10):
             pass
     store.close()
+
+
+def test_many_controllers_make_every_move_once(url, controller):
+    """Eight threads with stores of their own take the same looks; each look moves the rollout by one transition."""
+    controller.start("toy", [variant("2")], POLICY, who="anna", why="try")
+    others = [RolloutController(url) for _ in range(8)]
+    story = [(None, 1), (None, 2), (READY, 3), (PROMOTE, 4)]
+    barrier = threading.Barrier(8)
+
+    def play(mine):
+        for verdict, day in story:
+            barrier.wait()
+            for _ in range(100):
+                try:
+                    look(mine, verdict, day)
+                    break
+                except (LeaseHeldError, StaleRevisionError):
+                    time.sleep(0.01)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(play, others))
+    moves = [(t.state.stage, t.state.number) for t in controller.store.history("toy")]
+    assert moves == [("shadow", 0), ("shadow", 1), ("trial", 2), ("trial", 3), ("champion", 4)]
+    assert [c.plan.revision for c in controller.plans.history("toy")] == [1, 2, 3, 4, 5]
 
 
 def test_the_lease_of_a_dead_process_is_free_at_once(url, controller):
