@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -115,6 +117,17 @@ def open_service(config: Settings) -> PredictionService:
     return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows, keys)
 
 
+async def _end_with(parent: int) -> None:
+    """End this worker in good order when the process that started it is gone.
+
+    A killed parent cannot tell its workers; they would hold the port, and a restarted service could not have it.
+    """
+    while os.getppid() == parent:
+        await asyncio.sleep(1)
+    logger.warning("the process that started this worker is gone; the worker ends too")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @bentoml.service(name="trellis", service_class=_Service)
 class Prediction:
     """Serves every model that has a rollout plan."""
@@ -129,12 +142,14 @@ class Prediction:
     async def follow(self) -> None:
         """Begin to load; the port opens at once and readiness tells when it is done."""
         self._service.start()
-        self._freezing = asyncio.get_running_loop().create_task(self._freeze())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(os.getppid()))]
 
     @bentoml.on_shutdown
     async def flush(self) -> None:
         """Write what is still to be logged."""
-        self._freezing.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._service.stop)
         logger.info("every answered prediction is on the disk")
 

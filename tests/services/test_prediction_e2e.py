@@ -39,9 +39,7 @@ def status(client, path):
         return None
 
 
-@pytest.mark.parametrize("workers", [2])
-def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
-    port = free_port()
+def start(world, tmp_path, port, workers):
     home = tmp_path / "user"
     home.mkdir()
     environment = {
@@ -54,14 +52,20 @@ def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
         "HOME": str(home),
         "TMPDIR": str(home),
     }
-    output = (tmp_path / "output.txt").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "services.prediction", "--workers", str(workers)],
-        cwd=ROOT,
-        env=environment,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
+    with (tmp_path / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "services.prediction", "--workers", str(workers)],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
+    port = free_port()
+    process = start(world, tmp_path, port, workers)
     family = []
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
@@ -108,13 +112,11 @@ def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", port))
-        assert list(home.iterdir()) == []
+        assert list((tmp_path / "user").iterdir()) == []
     except BaseException:
-        output.flush()
         print((tmp_path / "output.txt").read_text())
         raise
     finally:
-        output.close()
         for child in [*family, process]:
             if child.poll() is None if isinstance(child, subprocess.Popen) else child.is_running():
                 child.kill()
@@ -150,3 +152,24 @@ def test_the_serving_process_stays_light():
         "lightning",
     }
     assert not heavy & set(done.stdout.split())
+
+
+def test_workers_end_when_their_parent_is_killed(world, tmp_path):
+    """Or they would hold the port, and the service could not be started again."""
+    port = free_port()
+    process = start(world, tmp_path, port, workers=2)
+    family = []
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            wait_for(lambda: status(client, "/v2/health/live") == 200, "the port")
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait(10)
+        wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), "the workers' end", 30)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+    finally:
+        for left in family:
+            if left.is_running():
+                left.kill()
