@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from services.prediction.cache import AnswerCache
 from services.prediction.columns import batch, rfc3339, to_json
 from services.prediction.errors import UnavailableError
 from services.prediction.features import Found, OnlineFeatures, find
@@ -48,6 +49,7 @@ class Answerer:
         log: Gives a model's prediction log.
         metrics: The counters.
         shadows: Scores a sample again, apart from the answering; None leaves a plan's shadows out.
+        cache: Answers given a short while ago; None keeps none.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Answerer:
         log: Callable[[str], Log],
         metrics: Metrics,
         shadows: ShadowQueue | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         self._features = features
         self._log = log
         self._metrics = metrics
         self._shadows = shadows
+        self._cache = cache or AnswerCache(0)
         self._warned: set[tuple[str, str]] = set()
         self._warned_lock = threading.Lock()
 
@@ -94,11 +98,14 @@ class Answerer:
         # Without a unit each row is drawn by itself: rows of one request must not share their luck (see LossStream).
         units = ids if plan.unit is None else [str(to_json(row[plan.unit])) for row in values]
         variants = [_pinned(active, version)] * len(rows) if version else [active.assign(unit) for unit in units]
-        outputs, answered = self._score(model, active, self._inputs(model, values, found), variants)
+        links: dict[str, str] = {}
+        outputs, answered = self._score(model, active, self._inputs(model, values, found), variants, links)
         cells = {name: values.tolist() for name, values in outputs.items()}
         given = [{name: column[i] for name, column in cells.items()} for i in range(len(rows))]
         spent = (time.perf_counter() - started) * 1000
         records = self._records(model, active, ids, units, values, found, variants, answered, given, received, spent)
+        if "cache" in links:
+            records = [{**record, "cached": True} for record in records]
         try:
             self._log(model.name).extend(records)
         except StorageError:
@@ -110,6 +117,7 @@ class Answerer:
             many = sum(v.version == variant.version for v in answered)
             self._metrics.predicted(model.name, variant.version, variant.role, many)
         one = answered[0] if len({v.version for v in answered}) == 1 else None
+        told = {"fallback": [{"link": link, "why": why} for link, why in links.items()]} if links else {}
         return {
             "model": model.name,
             "version": one.version if one else None,
@@ -121,6 +129,7 @@ class Answerer:
                 | ({"degraded": list(found.degraded[i])} if found.degraded[i] else {})
                 for i, v in enumerate(answered)
             ],
+            **told,
         }
 
     @staticmethod
@@ -130,18 +139,31 @@ class Answerer:
         return {name: found.columns[name] if name in found.columns else sent[name] for name in spec.inputs}
 
     def _score(
-        self, model: ModelRuntime, active: Active, inputs: Mapping[str, NDArray[Any]], variants: Sequence[Variant]
+        self,
+        model: ModelRuntime,
+        active: Active,
+        inputs: Mapping[str, NDArray[Any]],
+        variants: Sequence[Variant],
+        links: dict[str, str],
     ) -> tuple[Outputs, list[Variant]]:
         """Score each row on its variant and merge in the rows' order; the champion stands in for a broken canary."""
         first = variants[0]
         if all(v is first for v in variants):
-            outputs, variant = self._score_on(model, active, first, inputs)
+            cached = self._cache.is_on and len(variants) == 1
+            key = self._cache.key(model.name, active.versions[first.version].digest, inputs) if cached else b""
+            kept = self._cache.get(key) if cached else None
+            if kept is not None:
+                links["cache"] = "the same inputs were scored by this version a short while ago"
+                return kept, [first]
+            outputs, variant = self._score_on(model, active, first, inputs, links)
+            if cached and variant is first:
+                self._cache.put(key, outputs)
             return outputs, [variant] * len(variants)
         merged: Outputs = {}
         answered = list(variants)
         for variant in {v.version: v for v in variants}.values():
             index = np.array([i for i, v in enumerate(variants) if v is variant])
-            outputs, by = self._score_on(model, active, variant, take(inputs, index))
+            outputs, by = self._score_on(model, active, variant, take(inputs, index), links)
             for i in index:
                 answered[i] = by
             for name, values in outputs.items():
@@ -151,7 +173,12 @@ class Answerer:
         return merged, answered
 
     def _score_on(
-        self, model: ModelRuntime, active: Active, variant: Variant, inputs: Mapping[str, NDArray[Any]]
+        self,
+        model: ModelRuntime,
+        active: Active,
+        variant: Variant,
+        inputs: Mapping[str, NDArray[Any]],
+        links: dict[str, str],
     ) -> tuple[Outputs, Variant]:
         try:
             return self._timed(model, active.versions[variant.version], inputs), variant
@@ -161,10 +188,19 @@ class Answerer:
             champion = active.plan.champion
             if variant.version != champion.version:
                 try:
-                    return self._timed(model, active.champion, inputs), champion
+                    outputs = self._timed(model, active.champion, inputs)
+                    links["champion"] = f"version {variant.version} failed"
+                    return outputs, champion
                 except ContractError as second:
                     self._metrics.variant_errors.labels(model.name, champion.version).inc()
                     error = second
+            if active.previous is not None:
+                try:
+                    outputs = self._timed(model, active.previous, inputs)
+                    links["previous"] = f"version {champion.version} failed"
+                    return outputs, _standing_in(active.previous)
+                except ContractError:
+                    self._metrics.variant_errors.labels(model.name, active.previous.version).inc()
             raise UnavailableError(
                 f"The champion of {model.name} cannot score this request: {error.what}",
                 remedy="Try again later; the owner can see the cause in the service's log.",
@@ -223,6 +259,11 @@ class Answerer:
                 record["instead_of"] = assigned[i].version
             records.append(record)
         return records
+
+
+def _standing_in(version: LoadedVersion) -> Variant:
+    role: Any = "previous"
+    return Variant(version.version, role, 0.0, "", version.digest)
 
 
 def _pinned(active: Active, version: str) -> Variant:

@@ -22,6 +22,7 @@ import trellis
 from services.prediction import openapi, v2
 from services.prediction.answer import Answerer, Log
 from services.prediction.auth import Guard, Headers, Keys
+from services.prediction.cache import AnswerCache
 from services.prediction.columns import rfc3339
 from services.prediction.features import OnlineFeatures, open_store
 from services.prediction.metrics import Metrics
@@ -49,6 +50,7 @@ class Limits(Protocol):
     max_body_bytes: int
     request_seconds: float
     max_waiting: int
+    cache_seconds: float
 
 
 class PredictionService:
@@ -85,7 +87,7 @@ class PredictionService:
         self._label_logs: dict[str, LabelLog] = {}
         self._shadows = shadows
         self._guard = Guard(keys, self.metrics)
-        self._answerer = Answerer(features, self._log, self.metrics, shadows)
+        self._answerer = Answerer(features, self._log, self.metrics, shadows, AnswerCache(limits.cache_seconds))
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)

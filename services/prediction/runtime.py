@@ -65,10 +65,13 @@ class Active:
     """One plan with its loaded versions; replaced as a whole, so that a request sees one or the other.
 
     A canary that could not be loaded is not in ``versions``: the champion, which always is, answers in its place.
+    ``previous`` is the champion before this one, kept warm for requests on which the champion breaks; after a rollback
+    there is none, because a version that was rolled back is not to answer again.
     """
 
     plan: RolloutPlan
     versions: Mapping[str, LoadedVersion]
+    previous: LoadedVersion | None = None
 
     def assign(self, unit: str) -> Variant:
         """Return the variant that answers a unit."""
@@ -236,7 +239,7 @@ class Models:
         model.faults, model.retry_at = faults, now + _RETRY_SECONDS
         if plan.champion.version in versions:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(plan, versions)
+            model.active = Active(plan, versions, _previous(active, plan))
             self._metrics.revision.labels(name).set(plan.revision)
             if not repeated:
                 shares = ", ".join(f"{v.version} ({v.role}) {v.weight:g}" for v in plan.variants)
@@ -263,6 +266,18 @@ class Models:
         if not known:
             logger.error("%s %s cannot be loaded, what is held goes on answering: %s", name, what, error)
         return f"{type(error).__name__}: {error}"
+
+
+def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:
+    """Return the version that stands behind the new plan's champion."""
+    if active is None:
+        return None
+    champion = plan.champion
+    if active.champion.digest == champion.digest:
+        return active.previous
+    if active.previous is not None and active.previous.digest == champion.digest:
+        return None
+    return active.champion
 
 
 def load(model: ModelRuntime, variant: Variant) -> LoadedVersion:

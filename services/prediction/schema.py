@@ -169,7 +169,7 @@ def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
         id=(str, Schema(description="Id of the prediction, by which a label refers to it.")),
         **outputs,
         version=(str, Schema(description="The version that answered this row.")),
-        variant=(str, Schema(description="Its role: champion or canary.")),
+        variant=(str, Schema(description="Its role: champion, canary, or previous where it stands in.")),
         degraded=(
             list[str],
             Schema(
@@ -188,6 +188,14 @@ def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
         revision=(int, Schema(description="Revision of the rollout plan.")),
         request_id=(str, ...),
         predictions=(list[prediction], ...),
+        fallback=(
+            list[dict[str, str]],
+            Schema(
+                [],
+                description="Where not the assigned version scored: which link answered (cache, champion for a canary, "
+                "previous version) and why; left out if none.",
+            ),
+        ),
     )
 
 

@@ -66,6 +66,12 @@ class Settings(BaseSettings):
         description="Longest time to answer a request, in seconds; X-Timeout-Ms can only shorten it.",
     )
     max_waiting: int = Field(256, ge=1, le=100_000, description="Most requests that may wait for an answer.")
+    cache_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=86_400,
+        description="How long an answer is given again for the same inputs and version; 0 for never.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe message logged.")
 
     @property

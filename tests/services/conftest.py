@@ -29,6 +29,7 @@ class Limits:
     max_body_bytes: int = 20_000
     request_seconds: float = 10.0
     max_waiting: int = 256
+    cache_seconds: float = 0.0
 
 
 @dataclass
