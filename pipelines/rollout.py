@@ -127,17 +127,21 @@ def weigh_shadow(model: str, now: str) -> Decision | None:
     if state is None or state.stage != "shadow":
         return None
     home, plan = settings().directory(), history[-1].plan
-    found = shadow_inputs(
-        spec, state.newcomer.version, history, read_shadows(home, model), read_labels(home, model), moment(now)
-    )
+    shadows, labels = read_shadows(home, model), read_labels(home, model)
+    weighed = []
+    for candidate in state.candidates:
+        found = shadow_inputs(spec, candidate.version, history, shadows, labels, moment(now))
+        weighed.append((decide_shadow(found, policy), found, candidate))
+    # Of several the worst decides: none of them answers before all of them may.
+    verdict, found, worst = min(weighed, key=lambda one: ("ROLL_BACK", "HOLD", "PROMOTE").index(one[0].outcome))
     decision = decision_of(
         "shadow",
         model=model,
-        subject=f"v{state.newcomer.version} in the shadow of v{plan.champion.version}",
+        subject=f"v{worst.version} in the shadow of v{plan.champion.version}",
         at=now,
         inputs=found,
         policy=policy,
-        verdict=decide_shadow(found, policy),
+        verdict=verdict,
     )
     decisions().record(decision)
     return decision

@@ -48,7 +48,7 @@ def build_features(snapshot: Path, directory: Path) -> None:
     """
     flights = timetable(snapshot)
     directory.mkdir(parents=True, exist_ok=True)
-    with duckdb.connect() as db:
+    with duckdb.connect(config={"temp_directory": str(directory / ".spill")}) as db:
         db.execute("SET TimeZone = 'UTC'")
         db.register("flights", flights)
         for table in ("weather", "planes"):

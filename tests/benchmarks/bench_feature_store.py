@@ -61,7 +61,7 @@ def child(kind: str, home: Path, rows: int, stock_memory: str) -> None:
     if kind == "bare":
         import duckdb
 
-        db = duckdb.connect()
+        db = duckdb.connect(config={"temp_directory": tempfile.gettempdir()})
         db.execute("SET memory_limit = '1GB'")
         db.execute("SET TimeZone = 'UTC'")
         db.execute("SET asof_loop_join_threshold = 0")

@@ -165,7 +165,7 @@ def test_a_bad_shadow_never_answers_anyone(world, traffic):
     from pipelines.stores import decisions
     from trellis.explain import replay, same
 
-    start(world(steps=(0.2, 0.5), shadow_rate=1.0, shadow_days=1.0), "2")
+    start(world(strategy="ab", steps=(0.5,), shadow_rate=1.0, shadow_days=1.0), "3", "2")
     traffic(0, ("2",))
     outcome, plan = look(0.9)
     assert (outcome, plan.shadows, len(plan.variants)) == ("ROLL_BACK", (), 1)

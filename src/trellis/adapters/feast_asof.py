@@ -18,6 +18,7 @@ Timestamps are compared in microseconds; those without a zone are read as UTC. I
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -268,7 +269,9 @@ def _connect(config: RepoConfig) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         db = idle.pop()
     except IndexError:
-        db = duckdb.connect(config={"threads": 1})
+        # Spilled to the system's place for such files; by default it would be the working directory.
+        spill = str(Path(tempfile.gettempdir()) / f"trellis-duckdb-{os.getpid()}")
+        db = duckdb.connect(config={"threads": 1, "temp_directory": spill})
         db.execute(f"SET memory_limit = {_text(limit)}")
         # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
         db.execute("SET GLOBAL asof_loop_join_threshold = 0")
