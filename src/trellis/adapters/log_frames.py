@@ -180,28 +180,18 @@ def _table(plain: _Plain) -> pa.Table | None:
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             return None
         kind = column.type
-        if pa.types.is_floating(kind) and any(type(v) is int for v in values):
-            return None  # 1 and 1.0 are told apart until all segments are together
-        inner = kind.value_type if pa.types.is_list(kind) else kind
-        if not _simple(inner) or (pa.types.is_list(kind) and _has_mixed_numbers(inner, values)):
+        inner, parts = (kind.value_type, [p for p in values if p]) if pa.types.is_list(kind) else (kind, [values])
+        # Arrow makes 1 and True into 1.0 beside a 0.5; pandas tells them apart, and all segments have to agree first.
+        if not all(_is_exactly(inner, part) for part in parts):
             return None
         columns[name] = column
     return pa.table(columns)
 
 
-def _simple(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(
-        types.is_null(kind)
-        or types.is_boolean(kind)
-        or types.is_int64(kind)
-        or types.is_float64(kind)
-        or types.is_string(kind)
-    )
-
-
-def _has_mixed_numbers(inner: pa.DataType, values: list[Any]) -> bool:
-    return bool(pa.types.is_floating(inner)) and any(type(v) is int for part in values if part for v in part)
+def _is_exactly(kind: pa.DataType, values: list[Any]) -> bool:
+    """Tell whether a type gives every value back as the very one it was."""
+    python = {pa.bool_(): bool, pa.int64(): int, pa.float64(): float, pa.string(): str, pa.null(): type(None)}
+    return kind in python and set(map(type, values)) <= {python[kind], type(None)}
 
 
 def _together(parts: list[pa.Table | _Plain], fixed: Sequence[str]) -> pd.DataFrame:

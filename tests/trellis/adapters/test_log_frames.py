@@ -91,6 +91,18 @@ def test_any_records_in_any_segments_read_as_pandas_would(tmp_path, eager, segme
     same(tmp_path / "log")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, False], [1, True], [1.0, 1], [None, 1], ["1", 1], [2**63, 1], [2**53 + 1, None], [[0.5], [True]], [[], [1]]],
+)
+def test_types_that_look_alike_stay_what_they_were(tmp_path, eager, values):
+    for split in (1, 2):
+        directory = tmp_path / str(split)
+        for number in range(0, 2, split):
+            write(directory / f"{number}.jsonl", [{"id": "x", "note": v} for v in values[number : number + split]])
+        same(directory)
+
+
 def test_a_growing_segment_is_parsed_piece_by_piece(tmp_path, eager, monkeypatch):
     path = tmp_path / "1.jsonl"
     parsed = []
