@@ -44,6 +44,7 @@ def environment(config: Settings, workers: int) -> dict[str, str]:
         "services.trellis.workers": str(workers),
     }
     return {
+        "PREDICTION_PARENT": str(os.getpid()),  # with which the workers end, see service.py
         # What BentoML writes stays in Trellis's home.
         "BENTOML_HOME": str(config.directory("bentoml", str(config.port))),
         "BENTOML_CONFIG_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),

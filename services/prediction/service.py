@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Set by whoever starts the workers; no setting, so it has not the settings' prefix.
+PARENT = "PREDICTION_PARENT"
 _BENTOML_PAGES = frozenset({"/livez", "/readyz", "/healthz"})
 
 
@@ -117,6 +119,11 @@ def open_service(config: Settings) -> PredictionService:
     return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows, keys)
 
 
+def _parent() -> int:
+    """Return the process that this worker belongs to; it may be gone before the worker has come this far."""
+    return int(os.environ.get(PARENT, os.getppid()))
+
+
 async def _end_with(parent: int) -> None:
     """End this worker in good order when the process that started it is gone.
 
@@ -143,7 +150,7 @@ class Prediction:
         """Begin to load; the port opens at once and readiness tells when it is done."""
         self._service.start()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(os.getppid()))]
+        self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(_parent()))]
 
     @bentoml.on_shutdown
     async def flush(self) -> None:
