@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
 from pipelines.plugins import plugin_named
 from pipelines.rollout import begin_rollout, mirror
+from pipelines.scoring import latency_p95_ms, reference_of, score
 from pipelines.splits import split
 from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
@@ -27,19 +25,16 @@ from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks
-from trellis.contract import Dataset, ExportsOnnx, ModelPlugin, Predictor, TrainingData, TrainingRun, select, take
+from trellis.contract import ExportsOnnx, TrainingData, TrainingRun, select
 from trellis.decision import Decision, decision_of, dumps
-from trellis.drift import build_reference
 from trellis.errors import ArtifactError, BrokenPluginError, StorageError, TrellisError
 from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
-from trellis.metrics import blocks_of, intervals, row_loss
+from trellis.metrics import blocks_of, intervals
 from trellis.rollout import Variant, first_plan
 from trellis.settings import settings
-from trellis.sums import loss_sums
 
 REFERENCE = "reference.json"
-LATENCY_CALLS = 200
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
                 where=type(plugin).__module__,
                 remedy=f"Try: trellis models check {model}",
             ) from error
-        (artifact / REFERENCE).write_text(_reference(plugin, predictor, parts.train, parts.test))
+        (artifact / REFERENCE).write_text(reference_of(plugin, predictor, parts.train, parts.test))
         manifest = seal(
             artifact,
             model=model,
@@ -192,10 +187,10 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
     spec = plugin.spec
     test = split(load(candidate.training_set), gap_hours=spec.target.delay_hours).test
     predictor, _ = load_predictor(plugin, Path(candidate.path), candidate.digest)
-    scores = _score(plugin, predictor, test)
+    scores = score(plugin, predictor, test)
     theirs = None
     if rival is not None:
-        theirs = _score(plugin, load_predictor(plugin, Path(rival.path), rival.digest)[0], test)
+        theirs = score(plugin, load_predictor(plugin, Path(rival.path), rival.digest)[0], test)
     found = intervals(
         spec.task, test.target, scores, blocks_of(test.time, test.row_id), seed=candidate.recipe.seed, replicates=500
     )
@@ -208,7 +203,7 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
         row_id=test.row_id,
         time=test.time,
         segments=select(test.columns, spec.segments),
-        latency_p95_ms=_latency_p95_ms(plugin, predictor, test),
+        latency_p95_ms=latency_p95_ms(plugin, predictor, test),
         artifact_bytes=read_manifest(Path(candidate.path)).size,
         seed=candidate.recipe.seed,
         confidence=spec.gates.confidence,
@@ -355,48 +350,6 @@ def rival_of(history: Sequence[Change], digest: str) -> Rival | None:
             champion = change.plan.champion
             return Rival(champion.version, champion.location, champion.digest)
     return None
-
-
-def _reference(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset, unseen: Dataset) -> str:
-    """Summarise the training rows and the loss on unseen ones: what drift and harm are measured from."""
-    spec = plugin.spec
-    losses = row_loss(spec.task, unseen.target, _score(plugin, predictor, unseen))
-    watched = [field for field in spec.fields.values() if field.name in spec.inputs]
-    reference = build_reference(
-        train_rows.columns,
-        watched,
-        times=train_rows.time,
-        loss=loss_sums(losses, blocks_of(unseen.time, unseen.row_id)),
-    )
-    return reference.dumps()
-
-
-def _score(plugin: ModelPlugin, predictor: Predictor, rows: Dataset) -> np.ndarray[Any, Any]:
-    batch = select(rows.columns, plugin.spec.inputs)
-    try:
-        return np.asarray(predictor.predict(batch)[plugin.spec.score.name])
-    except TrellisError:
-        raise
-    except Exception as error:
-        raise BrokenPluginError(
-            f"Predicting with {plugin.spec.name!r} raised {type(error).__name__}: {error}.",
-            where=type(plugin).__module__,
-            remedy=f"Try: trellis models check {plugin.spec.name}",
-        ) from error
-
-
-def _latency_p95_ms(plugin: ModelPlugin, predictor: Predictor, rows: Dataset) -> float:
-    """Measure one-row calls, after a warm-up; quantised to 0.01 ms, which is finer than it repeats."""
-    inputs = select(rows.columns, plugin.spec.inputs)
-    singles = [take(inputs, slice(i, i + 1)) for i in range(min(LATENCY_CALLS, len(rows)))]
-    for single in singles[:20]:
-        predictor.predict(single)
-    seconds = []
-    for single in singles:
-        begun = time.perf_counter()
-        predictor.predict(single)
-        seconds.append(time.perf_counter() - begun)
-    return round(float(np.quantile(seconds, 0.95)) * 1e3, 2)
 
 
 def _now() -> str:
