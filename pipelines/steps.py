@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
+import trellis
 from trellis.decision import dumps
 from trellis.errors import StorageError
 from trellis.settings import settings
@@ -126,7 +127,7 @@ class Step(Generic[P, R]):
         bound = inspect.signature(self.function).bind(*args, **kwargs)
         bound.apply_defaults()
         values = {name: _plain(value) for name, value in bound.arguments.items()}
-        return settings().directory("flows", "steps") / f"{self.name}-{run_key(values)}.json"
+        return settings().directory("flows", "steps") / f"{self.name}-{run_key(trellis.__version__, values)}.json"
 
     @functools.cached_property
     def _result(self) -> TypeAdapter[R]:
@@ -136,7 +137,10 @@ class Step(Generic[P, R]):
         path = self._path(args, kwargs)
         if not path.exists():
             return None
-        result = self._result.validate_json(path.read_bytes())
+        try:
+            result = self._result.validate_json(path.read_bytes())
+        except ValidationError:  # of another version of the platform, or damaged
+            return None
         return (result,) if self._intact is None or self._intact(result) else None
 
     def _write(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: R) -> None:

@@ -194,7 +194,7 @@ def never_stopping(runs, looks_per_day=4):
 
 def main():
     """Print all tables."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
     never_stopping(runs)
     table(runs, stepping=True)
     table(max(runs // 4, 100), stepping=False)

@@ -147,3 +147,12 @@ json_values = st.recursive(
 def test_keys_differ_exactly_where_values_do(one, other):
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
     assert (run_key(one) == run_key(other)) == same
+
+
+def test_a_kept_result_that_cannot_be_read_is_made_again(home: Path):
+    make, runs = _make(home)
+    first = make(1, "a")
+    [kept] = (home / "flows" / "steps").iterdir()
+    kept.write_text('{"path": 1')
+    assert make(1, "a") == first
+    assert runs == [1, 1]
