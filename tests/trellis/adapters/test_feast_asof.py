@@ -213,7 +213,7 @@ def test_several_keys_join_on_all_of_them(tmp_path):
 )
 def test_too_many_keys_or_too_long_a_time_for_one_integer_change_nothing(tmp_path, rows, asked):
     """With limits this low, keys and moments are numbered anew at every step."""
-    from trellis.adapters import feast_asof
+    from trellis.adapters import asof
 
     path = tmp_path / "f.parquet"
     frame = pd.DataFrame(rows, columns=["k", "j", "t"])
@@ -223,8 +223,8 @@ def test_too_many_keys_or_too_long_a_time_for_one_integer_change_nothing(tmp_pat
     view = _view(path, ttl=timedelta(hours=4), created=False, keys=("k", "j"))
     entity = pd.DataFrame(asked, columns=["k", "j", "event_timestamp"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feast_asof, "_MOST_KEYS", 1)
-        patch.setattr(feast_asof, "_LARGEST", 1)
+        patch.setattr(asof, "_MOST_KEYS", 1)
+        patch.setattr(asof, "_LARGEST", 1)
         out = _join(tmp_path, [view], entity, ["view:v"])
     flat = [((k, j), t, t, float(i)) for i, (k, j, t) in enumerate(rows)]
     expected = [_naive(flat, (k, j), at, timedelta(hours=4)) for k, j, at in asked]
