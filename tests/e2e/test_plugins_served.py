@@ -112,6 +112,8 @@ def test_a_flight_gets_its_features_from_the_online_store(service: httpx.Client)
     # No tail number, so only the views of the aircraft can be without data.
     assert set(prediction.get("degraded", [])) <= {"aircraft_delays", "aircraft_facts"}
     assert 0 < prediction["probability"] < 1
-    warmer = {**row, "weather_temp": 75.0, "carrier_late_rate_3h": 0.9, "origin_dep_delay_1h": 90.0}
-    late = service.post("/v1/models/flight_delay/predict", json={"rows": [warmer]}).json()["predictions"][0]
-    assert late["probability"] > prediction["probability"]  # a caller may override what the store says
+    calm = {"carrier_late_rate_3h": 0.05, "origin_dep_delay_1h": -2.0, "aircraft_last_delay": -10.0}
+    rough = {"carrier_late_rate_3h": 0.9, "origin_dep_delay_1h": 90.0, "aircraft_last_delay": 120.0}
+    body = {"rows": [{**row, **calm}, {**row, **rough}]}  # a caller may override what the store says
+    early, late = service.post("/v1/models/flight_delay/predict", json=body).json()["predictions"]
+    assert early["probability"] < late["probability"]
