@@ -4,8 +4,8 @@ Each runs in its own process, which reports the time of its first join and the m
 memory of the whole process; the quick ways take turns and give medians. Ratios are of the next joins. Feast's store
 compares every flight with many older rows of its key, which takes much memory with some versions of DuckDB, so it gets
 4 GB (``--stock-memory none`` lifts the limit). It is given all flights and the six batch views, or with
-``--stock-rows`` that many drawn at random; the ratio for all flights is then worked out in line with the rows and marked
-as such.
+``--stock-rows`` that many drawn at random; the ratio for all flights is then worked out in line with the rows, and
+marked as such.
 
 Run: ``python tests/benchmarks/bench_feature_store.py [--stock-rows N] [--home DIRECTORY]``. Feast's store needs
 ``ibis-framework``; without it that line is left out.
