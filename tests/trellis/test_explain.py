@@ -210,6 +210,18 @@ def test_decisions_are_listed_for_people_and_for_machines(home: Path, tmp_path: 
     assert (code, out) == (0, "No decision yet. Train a model with: trellis flow train NAME\n")
 
 
+def test_a_kind_alone_means_its_latest_decision(tmp_path: Path):
+    from trellis.adapters.database import engine
+    from trellis.adapters.decision_store import DecisionStore
+
+    (tmp_path / "store").mkdir()
+    store = DecisionStore(engine(f"sqlite:///{tmp_path}/store/trellis.db"))
+    store.record(_taken("gate"))
+    store.record(replace(_taken("gate"), at="1999-01-01T00:00:00Z", id="gate-earlier"))
+    code, out, err = trellis(tmp_path, "explain", "gate", "--json")
+    assert (code, json.loads(out)["id"]) == (0, _taken("gate").id), err
+
+
 def test_a_verdict_is_told_with_its_arithmetic_by_the_command_itself(home: Path):
     code = "import sys; sys.argv = ['trellis', 'explain', 'canary-']; from trellis.cli import main; main()"
     environment = {"PATH": "", "TRELLIS_HOME": str(home), "COLUMNS": "160"}

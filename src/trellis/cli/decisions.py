@@ -68,13 +68,14 @@ def decision_table(decisions: list[Decision]) -> Table:
 
 
 def explain(
-    decision_id: Annotated[str, typer.Argument(help="The id, or its start; see: trellis decisions")],
+    decision_id: Annotated[str, typer.Argument(help="The id, its start, or a kind for its latest; see: trellis decisions")],
     as_json: AsJson = False,
 ) -> None:
     """Replay a decision from its evidence and show the arithmetic; exit code 1 if it disagrees or was changed."""
     from trellis.explain import intact, replay, same
 
-    decision = _store().get(decision_id)
+    latest = _store().list(kind=decision_id)[-1:]
+    decision = latest[0] if latest else _store().get(decision_id)
     verdict = replay(decision)
     agrees, whole = same(verdict, decision.verdict), intact(decision)
     if as_json:
