@@ -68,7 +68,7 @@ def decision_table(decisions: list[Decision]) -> Table:
 
 
 def explain(
-    decision_id: Annotated[str, typer.Argument(help="The id, its start, or a kind for its latest; see: trellis decisions")],
+    decision_id: Annotated[str, typer.Argument(help="An id, its start, or a kind for its latest")],
     as_json: AsJson = False,
 ) -> None:
     """Replay a decision from its evidence and show the arithmetic; exit code 1 if it disagrees or was changed."""
