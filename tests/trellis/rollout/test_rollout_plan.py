@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from trellis.errors import InvalidPlanError
-from trellis.rollout.plan import RolloutPlan, Variant, first_plan, with_canaries, with_canary, with_standby
+from trellis.rollout.plan import (
+    RolloutPlan,
+    Variant,
+    first_plan,
+    unit_position,
+    with_canaries,
+    with_canary,
+    with_standby,
+)
 
 BASE = first_plan("toy", Variant("0", "champion", 1.0, "/0", "0"), salt="s")
 UNITS = [f"user-{i}" for i in range(400)]
@@ -72,3 +80,10 @@ def test_plans_that_make_no_sense_are_refused():
     with pytest.raises(InvalidPlanError, match="one champion"):
         RolloutPlan("toy", 0, "s", (Variant("1", "canary", 1.0, "/", "1"),))
     assert sum(v.weight for v in plan_of((1 / 3, 1 / 3, 1 / 3)).variants) == pytest.approx(1)
+
+
+def test_a_unit_keeps_its_place_from_release_to_release():
+    """Another hash would draw every caller anew. OpenSSL's answer: ``openssl mac -macopt size:8 BLAKE2BMAC``, its key
+    the BLAKE2b-256 of the salt (``b2sum -l 256``).
+    """
+    assert unit_position("salt", "flight-1") == 0xA08F2B356E7498A6 / 2**64
