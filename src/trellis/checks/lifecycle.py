@@ -188,7 +188,7 @@ def cost_measured(subject: Subject) -> str:
     manifest = subject.manifest
     cost["artifact_bytes"] = float(manifest.size)
     child = _loaded(subject)
-    cost["fresh_load_seconds"] = round(child.load_seconds, 3)
+    cost["fresh_load_seconds"] = round(child.load_seconds, 6)
     cost["fresh_load_peak_memory_mb"] = child.load_peak_memory_mb
     limit = subject.spec.gates.max_bytes
     require(manifest.size <= limit, f"the artifact has {manifest.size:,} bytes, the gate allows {limit:,}")

@@ -174,7 +174,7 @@ class Subject:
         data = self.data
         begin = time.perf_counter()
         predictor = self.plugin.train(data, run)
-        self.cost["train_seconds"] = round(time.perf_counter() - begin, 3)
+        self.cost["train_seconds"] = round(time.perf_counter() - begin, 6)
         if not isinstance(predictor, Predictor):
             raise CheckFailed(f"train returns a {type(predictor).__name__}, not a Predictor")
         shutil.rmtree(scratch, ignore_errors=True)  # the contract says that it goes away
