@@ -27,9 +27,11 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $(READY)
 
-lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+# torch is looked up anew each time: its pin here names the plain release, which would bring the CUDA libraries along.
+lock: ## Bring requirements.lock in step with pyproject.toml (needs uv); UPGRADE=1 moves every pin to its newest release
 	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true); \
-	uv pip compile pyproject.toml --all-extras --group dev $${links:+--find-links "$$links"} --upgrade --quiet \
+	uv pip compile pyproject.toml --all-extras --group dev $${links:+--find-links "$$links"} --quiet \
+	  $(if $(UPGRADE),--upgrade,--upgrade-package torch) \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock >/dev/null
 	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak  # the plain release also names the CPU build
 

@@ -96,9 +96,7 @@ def child(kind: str, home: Path, rows: int, stock_memory: str) -> None:
             if kind == "stock":
                 import ibis
 
-                text = text.replace("trellis.adapters.feast_asof.AsofOfflineStore", "duckdb").replace(
-                    "  memory_limit: 500MB\n", ""
-                )
+                text = text.replace("trellis.adapters.feast_asof.AsofOfflineStore", "duckdb")
                 if stock_memory != "none":
                     ibis.get_backend().raw_sql(f"SET memory_limit = '{stock_memory}'")
             (home / f"{kind}.yaml").write_text(text)

@@ -1,14 +1,9 @@
-"""The core of a point-in-time join: keys and times as integers for DuckDB's ``ASOF JOIN``. Knows no Feast."""
+"""The core of a point-in-time join: keys and times become integers, merged in order. Knows no Feast."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,26 +13,6 @@ from trellis.errors import DataError, MissingFeatureError
 
 _MOST_KEYS = 2**31  # numbers of keys, before they are numbered anew
 _LARGEST = 2**62  # of a key and a moment in one integer
-
-_idle: dict[str, list[duckdb.DuckDBPyConnection]] = {}
-
-
-@contextmanager
-def lend_database(memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Lend a database of one thread: opening one takes as long as a query, and ``ASOF`` on two cursors of one hangs."""
-    idle = _idle.setdefault(memory_limit, [])
-    try:
-        db = idle.pop()
-    except IndexError:
-        # Spilled to the system's place for such files; by default it would be the working directory.
-        spill = str(Path(tempfile.gettempdir()) / f"trellis-duckdb-{os.getpid()}")
-        db = duckdb.connect(config={"threads": 1, "temp_directory": spill, "memory_limit": memory_limit})
-        # DuckDB cannot see how many rows an Arrow table has, takes it for tiny and joins by nested loops: minutes.
-        db.execute("SET GLOBAL asof_loop_join_threshold = 0")
-        # A file that is replaced twice within a second would be read from memory, and wrongly.
-        db.execute("SET GLOBAL enable_external_file_cache = false")
-    yield db
-    idle.append(db)  # not after an error: then it is closed with its last reference
 
 
 class Asked:

@@ -1,10 +1,11 @@
-"""An offline store for Feast: point-in-time joins over Parquet by DuckDB's ``ASOF LEFT JOIN``.
+"""An offline store for Feast: point-in-time joins over Parquet, each an as-of merge of two sorted columns of integers.
 
 Feast's own DuckDB store joins every entity row with every older feature row of its key and then keeps the newest, which
-takes minutes and gigabytes where few keys have many rows. ``ASOF`` finds the newest directly, by one sort and merge per
-view. It is given as little as possible: key and time of a row become one integer, equal entity rows are asked for once,
-both sides come sorted, and what it answers is a row number, by which the features are then gathered. A view's columns
-therefore have to fit in memory, as its result has to anyway. Configured by class path::
+takes half a minute and gigabytes where few keys have many rows. Here key and time of a row become one integer, equal
+entity rows are asked for once, both sides are sorted, and the newest older row is found by a search that goes through
+them in order, so that neighbours find what they need in the processor's cache. DuckDB's ``ASOF JOIN`` finds the same
+rows and needs several times as long: it takes in and gives out tables, where two columns of integers are enough. A
+view's columns have to fit in memory, as its result has to anyway. Configured by class path::
 
     offline_store:
       type: trellis.adapters.feast_asof.AsofOfflineStore
@@ -41,7 +42,7 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 from feast.types import from_feast_to_pyarrow_type
 
-from trellis.adapters.asof import Asked, best_rows, creation_times, encoded, lend_database, microseconds, ordinals
+from trellis.adapters.asof import Asked, best_rows, creation_times, encoded, microseconds, ordinals
 from trellis.errors import DataError, MissingFeatureError
 
 _ROW = "__row"
@@ -54,12 +55,10 @@ class AsofOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
 
     Attributes:
         type: Class path of the store.
-        memory_limit: What DuckDB may hold per thread before it spills to disk.
         threads: How many views are joined at a time; 0 takes every core.
     """
 
     type: str = "trellis.adapters.feast_asof.AsofOfflineStore"
-    memory_limit: str = "500MB"
     threads: int = 0
 
 
@@ -256,6 +255,8 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
 
 def _utc(times: pd.Series) -> pd.Series:
     """Turn timestamps of any kind into ``datetime64[us, UTC]``; those without a zone are UTC already."""
+    if times.dtype == "datetime64[us, UTC]":
+        return times
     return pd.to_datetime(times, utc=True).astype("datetime64[us, UTC]")
 
 
@@ -292,16 +293,11 @@ def _join(
 
     available = np.maximum(time, made) if known_only and made is not None else time
     entity_at, row_at = ordinals([asked.key, key], [asked.time, available])
-    order = best_rows(key, time, made, row_at, known_only)
-    at = order[0]
+    at, best = best_rows(key, time, made, row_at, known_only)
     match = np.full(len(asked.key), -1, np.int64)
-    with lend_database(config.offline_store.memory_limit) as db:
-        db.register("e", pa.table({"at": entity_at, "n": np.arange(len(entity_at))}))
-        db.register("f", pa.table({"at": at, "n": order[1]}))
-        pairs = db.execute("SELECT e.n, f.n AS row FROM e ASOF JOIN f ON e.at >= f.at").to_arrow_table()
-        db.unregister("e")
-        db.unregister("f")
-    n, row = pairs["n"].to_numpy(), pairs["row"].to_numpy()
+    newest = np.searchsorted(at, entity_at, side="right") - 1
+    n = np.flatnonzero(newest >= 0)
+    row = best[newest[n]]
     fits = key[row] == asked.key[n]  # before the first row of a key lies the last one of the key before
     if view.ttl:
         fits &= time[row] + view.ttl // timedelta(microseconds=1) >= asked.time[n]
