@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from trellis.adapters.leases import Lease
 from trellis.adapters.plan_store import Change, PlanStore
-from trellis.adapters.rollout_store import Lease, RolloutStore
+from trellis.adapters.rollout_store import RolloutStore
 from trellis.contract import RolloutPolicy
 from trellis.decision import Verdict
 from trellis.errors import ExpiredRolloutError, RolloutBusyError, RolloutError, StaleRevisionError

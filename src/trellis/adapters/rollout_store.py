@@ -7,13 +7,9 @@ and the rollout's transitions), both compared in that same transaction.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -21,9 +17,10 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trellis.adapters.database import engine
+from trellis.adapters.leases import Lease, Leases, lease_table
 from trellis.adapters.plan_store import PlanStore
 from trellis.decision import dumps
-from trellis.errors import LeaseHeldError, StaleRevisionError, StorageError
+from trellis.errors import StaleRevisionError, StorageError
 from trellis.rollout.plan import RolloutPlan
 from trellis.rollout.state import Rollout, Transition
 
@@ -54,31 +51,9 @@ _transitions = sa.Table(
     sa.UniqueConstraint("id", "number", name="one_transition_per_number"),
 )
 
-_leases = sa.Table(
-    "rollout_leases",
-    _metadata,
-    sa.Column("model", sa.String(63), primary_key=True),
-    sa.Column("holder", sa.Text, nullable=False),
-    sa.Column("token", sa.Integer, nullable=False),
-    sa.Column("expires", sa.Float, nullable=False),
-)
+_leases = lease_table("rollout_leases", _metadata)
 
 _adapter = TypeAdapter(Rollout)
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to act on a model's rollout, until it expires.
-
-    Attributes:
-        model: Whose rollout.
-        holder: Host, process and a number of its own.
-        token: Grows by one with every holder; a transition is refused under any but the newest.
-    """
-
-    model: str
-    holder: str
-    token: int
 
 
 class RolloutStore:
@@ -96,7 +71,7 @@ class RolloutStore:
         self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
         self._plans = PlanStore(url)
         self._engine = engine(url)
-        self._clock = clock
+        self._leases = Leases(_leases, self._engine, what="rollout", clock=clock)
         with self._guarded():
             try:
                 _metadata.create_all(self._engine)
@@ -163,7 +138,7 @@ class RolloutStore:
         """
         with self._guarded(), self._engine.begin() as connection:
             if lease is not None:
-                self._check(connection, lease)
+                self._leases.check(connection, lease)
             document = dumps(after)
             if not self._claim(connection, before, after, document):
                 found = connection.execute(
@@ -202,47 +177,13 @@ class RolloutStore:
             LeaseHeldError: Another controller holds it.
             StorageError: The database refuses.
         """
-        holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        taken = self._take(model, holder, seconds)
-        try:
-            yield taken
-        finally:
-            ours = (_leases.c.model == model) & (_leases.c.token == taken.token)
-            with self._guarded(), self._engine.begin() as connection:
-                connection.execute(_leases.update().where(ours).values(holder="", expires=0.0))
+        with self._leases.hold(model, seconds=seconds) as held:
+            yield held
 
     def close(self) -> None:
         """Give the connections back."""
         self._plans.close()
         self._engine.dispose()
-
-    def _take(self, model: str, holder: str, seconds: float) -> Lease:
-        until = self._clock() + seconds
-        with self._guarded(), self._engine.begin() as connection:
-            first = self._insert(_leases).values(model=model, holder="", token=0, expires=0.0)
-            connection.execute(first.on_conflict_do_nothing())  # the first statement writes, and so takes the lock
-            held = connection.execute(sa.select(_leases).where(_leases.c.model == model).with_for_update()).one()
-            # One that ends later than any taken now could was taken before the clock was set back: it counts as over.
-            if held.holder and held.expires > self._clock() and held.expires <= until and not _dead(held.holder):
-                raise LeaseHeldError(
-                    f"{held.holder} is acting on the rollout of {model!r}.",
-                    where=self._where,
-                    remedy=f"Try again in {held.expires - self._clock():.0f} s.",
-                )
-            token = held.token + 1
-            values = {"holder": holder, "token": token, "expires": until}
-            connection.execute(_leases.update().where(_leases.c.model == model).values(**values))
-        return Lease(model, holder, token)
-
-    def _check(self, connection: sa.Connection, lease: Lease) -> None:
-        ours = (_leases.c.model == lease.model) & (_leases.c.token == lease.token)
-        # An update and no read: it locks the row, so nobody takes the lease before this transaction ends.
-        if connection.execute(_leases.update().where(ours).values(holder=lease.holder)).rowcount != 1:
-            raise LeaseHeldError(
-                f"Another controller took the rollout of {lease.model!r} over.",
-                where=self._where,
-                remedy="Leave it to that one, or look again.",
-            )
 
     def _claim(self, connection: sa.Connection, before: Rollout | None, after: Rollout, document: str) -> bool:
         values = {"id": after.id, "number": after.number, "document": document}
@@ -270,17 +211,3 @@ class RolloutStore:
 
 def _same(one: RolloutPlan, other: RolloutPlan) -> bool:
     return (one.salt, one.variants, one.shadows, one.unit) == (other.salt, other.variants, other.shadows, other.unit)
-
-
-def _dead(holder: str) -> bool:
-    """Return whether the holder was a process of this machine that is no more; when in doubt it lives."""
-    host, pid, _ = holder.rsplit(":", 2)
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
