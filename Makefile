@@ -27,13 +27,17 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $(READY)
 
+COMPILE = uv pip compile pyproject.toml --quiet --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+  $$(links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null) && echo "--find-links $$links")
+
 # torch is looked up anew each time: its pin here names the plain release, which would bring the CUDA libraries along.
-lock: ## Bring requirements.lock in step with pyproject.toml (needs uv); UPGRADE=1 moves every pin to its newest release
-	links=$$($(PYTHON) -m pip config get global.find-links 2>/dev/null || true); \
-	uv pip compile pyproject.toml --all-extras --group dev $${links:+--find-links "$$links"} --quiet \
-	  $(if $(UPGRADE),--upgrade,--upgrade-package torch) \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock >/dev/null
-	sed -i.bak 's/+cpu$$//' requirements.lock && rm requirements.lock.bak  # the plain release also names the CPU build
+lock: ## Bring requirements.lock, and the images' parts of it, in step with pyproject.toml (needs uv); UPGRADE=1 moves every pin to its newest release
+	$(COMPILE) --all-extras --group dev $(if $(UPGRADE),--upgrade,--upgrade-package torch) -o requirements.lock >/dev/null
+	@cut_out() { out=$$1; shift; $(COMPILE) $${@/#/--extra=} -c requirements.lock --upgrade -o infra/docker/$$out.lock >/dev/null; }; \
+	cut_out serving serving features postgres && \
+	cut_out tools tracking pipelines monitoring postgres s3 && \
+	cut_out worker features tracking pipelines monitoring models postgres s3
+	@sed -i.bak 's/+cpu$$//' requirements.lock infra/docker/*.lock && rm requirements.lock.bak infra/docker/*.bak
 
 demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain
 	$(BIN)/trellis demo
