@@ -16,12 +16,13 @@ from monitoring.alerts import follow_up
 from monitoring.files import write_atomically
 from monitoring.metrics import publish
 from monitoring.performance import Point, realised
-from monitoring.served import ages_hours, model_columns, moments, read_served, scores
+from monitoring.served import ages_hours, model_columns
 from monitoring.subject import Subject
+from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
 from trellis.errors import DataError
-from trellis.ledger import Cell, Finding, join, performance
+from trellis.ledger import Cell, Finding, labelled, moment, moments, performance
 from trellis.sums import LossSums, merged
 
 logger = logging.getLogger(__name__)
@@ -79,15 +80,10 @@ def watch(
         raise DataError(f"{windows} windows of {window_days:g} days make no history.", remedy="Ask for at least one.")
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
-    frame, labels = read_served(home, model, until)
+    found = labelled(spec, read_predictions(home, model, until=until), read_labels(home, model), until)
+    frame, joined, score = found.rows, found.known, found.score
     edges = _edges(frame, subject, until, window_days, windows)
-    made = {
-        "id": frame["id"].to_numpy(dtype=str),
-        "time": moments(frame["time"]),
-        "version": frame["version"].to_numpy(dtype=str),
-    }
-    joined = join(made, labels, task=spec.task, classes=spec.target.classes, as_of=_moment(until))
-    score = scores(frame, spec)
+    made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}
     segments = {
         name: frame[column].astype(str).to_numpy()
         for name in spec.segments
@@ -122,14 +118,14 @@ def watch(
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))
     alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, series, joined.findings)
+    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, series, found.findings)
     written = None
     if report and shown[-1].rows:
         from monitoring.report import write_report
 
         current = model_columns(frame[place == len(shown) - 1], spec)
         written = write_report(home / "evidently", subject, current, until, decision)
-    return WatchResult(decision, diagnosis, series, cells, joined.findings, evidence, written, alert)
+    return WatchResult(decision, diagnosis, series, cells, found.findings, evidence, written, alert)
 
 
 def _edges(
@@ -137,7 +133,7 @@ def _edges(
 ) -> NDArray[np.datetime64]:
     """Bounds of the windows: back from ``until``, none before the first prediction or within the training data."""
     length = np.timedelta64(timedelta(days=window_days), "us")
-    last = _moment(until)
+    last = moment(until)
     floor = moments(frame["time"]).min() if len(frame) else last - length
     trained = subject.reference.until
     if trained is not None:
@@ -165,10 +161,6 @@ def _window(rows: pd.DataFrame, subject: Subject, start: np.datetime64, end: np.
 def _losses(cells: Sequence[Cell], version: str, count: int) -> tuple[LossSums, ...]:
     mine = [c for c in cells if c.version == version and not c.segment]
     return tuple(merged(c.loss for c in mine if c.window == i) for i in range(count))
-
-
-def _moment(moment: datetime) -> np.datetime64:
-    return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
 
 
 def _iso(moment: np.datetime64) -> str:

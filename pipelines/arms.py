@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +12,7 @@ from numpy.typing import NDArray
 
 from trellis.adapters.plan_store import Change
 from trellis.contract import ModelSpec
-from trellis.ledger import Join, join
-from trellis.metrics import row_loss
+from trellis.ledger import Labelled, labelled, moments
 from trellis.rollout import CanaryInputs, LossStream, RolloutPlan, exposures_of
 from trellis.rollout.bandit import BanditInputs, RewardBatch
 from trellis.rollout.compare import AbInputs, Arm
@@ -25,23 +22,6 @@ from trellis.rollout.shadowing import ShadowInputs
 _FEWEST_BEFORE = 500
 # As many rows of the overall mean are mixed into each segment's.
 _PRIOR_ROWS = 50.0
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Predictions of a period with what is known of them.
-
-    Attributes:
-        rows: The predictions.
-        times: Their event times.
-        known: Their labels, joined as of a moment.
-        loss: Loss of every row; NaN where no label is known.
-    """
-
-    rows: pd.DataFrame
-    times: NDArray[np.datetime64]
-    known: Join
-    loss: NDArray[np.float64]
 
 
 def plans_of_trial(history: Sequence[Change]) -> dict[int, RolloutPlan]:
@@ -55,30 +35,6 @@ def plans_of_trial(history: Sequence[Change]) -> dict[int, RolloutPlan]:
             break
         found[plan.revision] = plan
     return dict(sorted(found.items()))
-
-
-def labelled(spec: ModelSpec, rows: pd.DataFrame, labels: pd.DataFrame, as_of: np.datetime64) -> Labelled:
-    """Join predictions with the labels that were known at a moment."""
-    rows = rows.reset_index(drop=True)
-    times = moments(rows["time"])
-    known = join(
-        {"id": rows["id"].to_numpy(str), "time": times},
-        {
-            "id": labels["id"].to_numpy(str),
-            "value": labels["value"].to_numpy(),
-            "observed_at": moments(labels["observed_at"]),
-            "received_at": moments(labels["received_at"]),
-        },
-        task=spec.task,
-        classes=spec.target.classes,
-        as_of=as_of,
-    )
-    loss = np.full(len(rows), np.nan)
-    if known.known.any():
-        values = rows.loc[known.known, f"outputs.{spec.score.name}"]
-        score = np.stack(list(values)) if spec.task == "multiclass" else values.to_numpy(dtype=float)
-        loss[known.known] = row_loss(spec.task, known.value[known.known], score)
-    return Labelled(rows, times, known, loss)
 
 
 def ab_inputs(
@@ -96,7 +52,7 @@ def ab_inputs(
         weights = {r: _pair(plan, variant.version) for r, plan in plans.items()}
         share = found.rows["revision"].map(weights).to_numpy(dtype=float)
         pair = ours | champion
-        told = order[(found.known.known & pair)[order]]
+        told = order[(found.told & pair)[order]]
         stream = LossStream().update(
             ours[told], found.loss[told], share[told], None if expected is None else expected[told]
         )
@@ -120,7 +76,7 @@ def bandit_inputs(
     version, revision = found.rows["version"].to_numpy(str), found.rows["revision"].to_numpy()
     batches = []
     for number in plans:
-        here = [(revision == number) & found.known.known & (version == arm) for arm in arms]
+        here = [(revision == number) & found.told & (version == arm) for arm in arms]
         batches.append(
             RewardBatch(
                 tuple(int(rows.sum()) for rows in here), tuple(float((1 - found.loss[rows]).sum()) for rows in here)
@@ -157,16 +113,11 @@ def shadow_inputs(
         return ShadowInputs(len(rows), len(rows), 0, 0.0, 0.0, days)
     ours = labelled(spec, pairs, labels, _plain(now))
     theirs = labelled(spec, pairs.assign(**{name: pairs[primary]}), labels, _plain(now))
-    told = ours.known.known
+    told = ours.told & theirs.told
     gap = ours.loss[told] - theirs.loss[told]
     return ShadowInputs(
         len(rows), int((~scored).sum()), int(told.sum()), float(gap.sum()), float((gap * gap).sum()), days
     )
-
-
-def moments(column: Any) -> NDArray[np.datetime64]:
-    """Return a column of moments as ``datetime64[us]`` in UTC."""
-    return np.asarray(pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy(), dtype="datetime64[us]")
 
 
 def _expected_before(
@@ -191,7 +142,7 @@ def _expected_before(
     if not names or not len(earlier) or not len(trial.rows):
         return None
     before = labelled(spec, earlier, labels, trial.times.min())
-    told = before.known.known
+    told = before.told
     if told.sum() < _FEWEST_BEFORE:
         return None
     overall = float(before.loss[told].mean())

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial, shadow_inputs
@@ -24,8 +22,8 @@ from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
 from trellis.errors import StaleRevisionError
 from trellis.gates import GateInputs, paired_difference
-from trellis.ledger import join
-from trellis.metrics import row_loss
+from trellis.ledger import labelled
+from trellis.ledger import moment as moment_of
 from trellis.rollout import (
     CanaryInputs,
     LossStream,
@@ -278,26 +276,13 @@ def _inputs(
     stream = LossStream()
     days = 0.0
     if len(rows):
-        times = _moments(rows["time"])
-        days = float((np.datetime64(now.replace(tzinfo=None), "us") - times.min()) / np.timedelta64(1, "D"))
-        known = join(
-            {"id": rows["id"].to_numpy(str), "time": times},
-            {
-                "id": labels["id"].to_numpy(str),
-                "value": labels["value"].to_numpy(),
-                "observed_at": _moments(labels["observed_at"]),
-                "received_at": _moments(labels["received_at"]),
-            },
-            task=spec.task,
-            classes=spec.target.classes,
-            as_of=np.datetime64(now.replace(tzinfo=None), "us"),
-        )
+        found = labelled(spec, rows, labels, now)
+        days = float((moment_of(now) - found.times.min()) / np.timedelta64(1, "D"))
         # In the order in which the labels became known, so that every look sees the stream of the last one, longer.
-        order = np.argsort(known.observed_at, kind="stable")
-        order = order[known.known[order]]
+        order = np.argsort(found.known.observed_at, kind="stable")
+        order = order[found.told[order]]
         if len(order):
-            losses = row_loss(spec.task, known.value[order], _scores(rows, spec)[order])
-            stream = stream.update(canary[order], losses, share[order])
+            stream = stream.update(canary[order], found.loss[order], share[order])
     expected, error = _expectation(trial)
     slow, latencies = None, None
     if "latency_ms" in rows:
@@ -323,12 +308,3 @@ def _expectation(trial: Trial) -> tuple[float | None, float]:
     gate = decisions().get(trial.gate)
     pair = paired_difference(TypeAdapter(GateInputs).validate_json(dumps(gate.inputs["inputs"])))
     return (None, 0.0) if pair is None else (pair.mean, pair.error)
-
-
-def _scores(rows: pd.DataFrame, spec: ModelSpec) -> NDArray[Any]:
-    values = rows[f"outputs.{spec.score.name}"]
-    return np.stack(values.to_numpy()) if spec.task == "multiclass" else values.to_numpy(dtype=float)
-
-
-def _moments(column: pd.Series[Any]) -> NDArray[np.datetime64]:
-    return pd.to_datetime(column, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[us]")

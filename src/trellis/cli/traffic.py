@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,39 +55,18 @@ def loss_of_traffic(spec: ModelSpec, settings: Settings, *, variance_needed: boo
 
 def _labelled_losses(spec: ModelSpec, settings: Settings) -> tuple[NDArray[np.float64], int, float]:
     """Return the champion's losses, the labelled predictions of all versions, and the days they span."""
-    import pandas as pd
-
     from trellis.adapters.plan_store import PlanStore
     from trellis.adapters.prediction_log import read_labels, read_predictions
-    from trellis.ledger import join
-    from trellis.metrics import row_loss
-
-    def moments(column: Any) -> NDArray[np.datetime64]:
-        naive = pd.to_datetime(column, utc=True).dt.tz_localize(None)
-        return np.asarray(naive.to_numpy(), dtype="datetime64[us]")
+    from trellis.ledger import labelled
 
     home, plan = settings.directory(), PlanStore(settings.database_url).current(spec.name)
     rows, labels = read_predictions(home, spec.name), read_labels(home, spec.name)
     if plan is None or not len(rows) or not len(labels):
         return np.empty(0), 0, 0.0
-    times = moments(rows["time"])
-    known = join(
-        {"id": rows["id"].to_numpy(str), "time": times},
-        {
-            "id": labels["id"].to_numpy(str),
-            "value": labels["value"].to_numpy(),
-            "observed_at": moments(labels["observed_at"]),
-            "received_at": moments(labels["received_at"]),
-        },
-        task=spec.task,
-        classes=spec.target.classes,
-    )
-    chosen = known.known & (rows["version"] == plan.champion.version).to_numpy()
-    values = rows[f"outputs.{spec.score.name}"]
-    score = np.stack(list(values)) if spec.task == "multiclass" else values.to_numpy(dtype=float)
-    loss = row_loss(spec.task, known.value[chosen], score[chosen])
-    days = float((times.max() - times.min()) / np.timedelta64(1, "D"))
-    return loss, int(known.known.sum()), days
+    found = labelled(spec, rows, labels)
+    champions = (found.rows["version"] == plan.champion.version).to_numpy()
+    days = float((found.times.max() - found.times.min()) / np.timedelta64(1, "D"))
+    return found.loss[found.told & champions], int(found.told.sum()), days
 
 
 def _loss_at_the_gate(spec: ModelSpec, settings: Settings) -> float | None:

@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trellis.contract import Field, Metric, ModelSpec, Target
 from trellis.errors import DataError
-from trellis.ledger import join, performance
+from trellis.ledger import join, labelled, performance
 from trellis.sums import LossSums, loss_sums, merged
 
 BASE = np.datetime64("2013-07-01T00:00:00", "us")
@@ -38,12 +40,20 @@ def labels(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return batch(rows, ("id", "value", "observed_at", "received_at"))
 
 
-def naive(count: int, rows: list[dict[str, Any]], as_of: int) -> dict[str, tuple[float, int]]:
+def seen(row: dict[str, Any]) -> int:
+    """When a label counts as observed: a sender's clock may be ahead, but not of what the log received."""
+    made = int(row["id"][1:]) if row["id"] != "stranger" else 99
+    ahead = row["observed_at"] > row["received_at"] and made <= row["received_at"]
+    return row["received_at"] if ahead else row["observed_at"]
+
+
+def naive(count: int, rows: list[dict[str, Any]], as_of: int, received_by: int = 99) -> dict[str, tuple[float, int]]:
     best: dict[str, tuple[int, int, float]] = {}
     first: dict[tuple[Any, ...], int] = {}
     for r in rows:
-        key = (r["id"], r["value"], r["observed_at"])
-        first[key] = min(first.get(key, 10**9), r["received_at"])
+        key = (r["id"], r["value"], seen(r))
+        if r["received_at"] <= received_by:
+            first[key] = min(first.get(key, 10**9), r["received_at"])
     for (name, value, observed), received in first.items():
         known = name in {f"p{i}" for i in range(count)}
         if not known or value not in (0, 1) or observed > as_of or observed < int(name[1:]):
@@ -66,14 +76,15 @@ label_rows = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(rows=label_rows, as_of=st.integers(0, 13), order=st.randoms(use_true_random=False))
-def test_join_is_the_naive_one_in_any_order_and_however_often_labels_come(rows, as_of, order) -> None:
-    moment = BASE + as_of * HOUR
-    expected = naive(6, rows, as_of)
+@given(rows=label_rows, as_of=st.integers(0, 13), by=st.integers(0, 13), order=st.randoms(use_true_random=False))
+def test_join_is_the_naive_one_in_any_order_and_however_often_labels_come(rows, as_of, by, order) -> None:
+    expected = naive(6, rows, as_of, by)
     again = [*rows, *rows]
     order.shuffle(again)
     for given_rows in (rows, again):
-        found = join(predictions(6), labels(given_rows), task="binary", as_of=moment)
+        found = join(
+            predictions(6), labels(given_rows), task="binary", as_of=BASE + as_of * HOUR, received_by=BASE + by * HOUR
+        )
         for i in range(6):
             value, observed = expected.get(f"p{i}", (math.nan, 0))
             assert found.known[i] == (f"p{i}" in expected)
@@ -85,12 +96,22 @@ def test_join_is_the_naive_one_in_any_order_and_however_often_labels_come(rows, 
 @settings(max_examples=60, deadline=None)
 @given(rows=label_rows, as_of=st.integers(0, 12))
 def test_past_days_do_not_change_when_later_labels_come(rows, as_of) -> None:
-    then = [r for r in rows if r["observed_at"] <= as_of]
+    then = [r for r in rows if seen(r) <= as_of]
     moment = BASE + as_of * HOUR
     early = join(predictions(6), labels(then), task="binary", as_of=moment)
     late = join(predictions(6), labels(rows), task="binary", as_of=moment)
     np.testing.assert_array_equal(early.value, late.value)
     assert early.findings == late.findings
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=label_rows, by=st.integers(0, 12))
+def test_a_past_state_of_the_log_can_be_looked_at_again_whatever_arrived_since(rows, by) -> None:
+    then = join(predictions(6), labels([r for r in rows if r["received_at"] <= by]), task="binary")
+    now = join(predictions(6), labels(rows), task="binary", received_by=BASE + by * HOUR)
+    np.testing.assert_array_equal(then.value, now.value)
+    np.testing.assert_array_equal(then.revisions, now.revisions)
+    assert then.findings == now.findings
 
 
 def test_findings_name_and_count_what_was_left_out() -> None:
@@ -186,3 +207,63 @@ def test_loss_sums_merge_and_their_error_is_the_ratio_estimators() -> None:
     assert alone.standard_error == pytest.approx(losses.std(ddof=1) / math.sqrt(500))
     assert math.isnan(LossSums().mean)
     assert math.isnan(loss_sums([0.5]).standard_error)
+
+
+def test_a_clock_ahead_is_named_and_its_label_is_not_lost_for_a_year() -> None:
+    made, year = predictions(2), 24 * 365
+    late = [{"id": "p0", "value": 1, "observed_at": year, "received_at": 3}]
+    found = join(made, labels(late), task="binary", as_of=BASE + 4 * HOUR)
+    assert found.known.tolist() == [True, False]
+    assert found.observed_at[0] == BASE + 3 * HOUR
+    assert [(f.kind, f.examples) for f in found.findings] == [("observed_after_received", ("p0",))]
+    # A simulation whose event time is ahead of the clock is not skew.
+    simulated = {"id": np.array(["p0"]), "time": np.array([BASE + (year - 5) * HOUR])}
+    found = join(simulated, labels(late), task="binary", as_of=BASE + 4 * HOUR)
+    assert not found.known.any()
+    assert found.findings == ()
+
+
+def test_a_label_without_a_readable_time_or_value_is_a_finding_at_every_moment() -> None:
+    batch = {
+        "id": np.array(["p0", "p1"]),
+        "value": np.array([1, {"late": True}], dtype=object),
+        "observed_at": np.array(["NaT", BASE + HOUR], dtype="datetime64[us]"),
+        "received_at": np.array([BASE, BASE + HOUR]),
+    }
+    found = join(predictions(2), batch, task="binary", as_of=BASE + 9 * HOUR)
+    assert not found.known.any()
+    assert {f.kind: f.examples for f in found.findings} == {"no_time": ("p0",), "impossible_value": ("p1",)}
+
+
+SPEC = ModelSpec(
+    name="toy",
+    version="1",
+    task="multiclass",
+    owner="us",
+    description="Three kinds.",
+    request=(Field("x", "float"),),
+    inputs=("x",),
+    outputs=(Field("p", "tensor", shape=(3,)),),
+    target=Target("kind", "Its kind.", ("a", "b", "c")),
+    metric=Metric("accuracy", 0.1),
+)
+
+
+def test_frames_of_the_log_join_with_scores_that_may_be_malformed() -> None:
+    utc = pd.to_datetime(BASE + np.arange(5) * HOUR).tz_localize("UTC")
+    rows = pd.DataFrame(
+        {
+            "id": [f"p{i}" for i in range(5)],
+            "time": utc,
+            "received_at": utc,
+            "outputs.p": [[0.2, 0.3, 0.5], None, [0.1], [0.9, 0.9, 0.9], ["x", 0, 1]],
+        }
+    )
+    said = pd.DataFrame({"id": rows["id"], "value": "c", "observed_at": utc, "received_at": utc})
+    found = labelled(SPEC, rows, said)
+    assert found.told.tolist() == [True, False, False, False, False]
+    assert found.known.known.all()
+    assert found.loss[0] == pytest.approx((0.2**2 + 0.3**2 + 0.5**2) / 2)
+    assert [(f.kind, f.count) for f in found.findings] == [("no_score", 4)]
+    assert len(labelled(SPEC, rows, said, received_by=BASE + 2 * HOUR).rows) == 3
+    assert len(labelled(SPEC, rows.head(0), said.head(0)).rows) == 0
