@@ -24,8 +24,21 @@ aircraft = Entity(
 )
 
 
-def _view(name: str, entities: list[Entity], ttl: timedelta, sla: str, about: str, features: list[str]) -> FeatureView:
-    """Declare a batch view over its table; ``sla`` is the largest acceptable age of its newest event, ISO 8601."""
+def _view(
+    name: str,
+    entities: list[Entity],
+    ttl: timedelta,
+    sla: str,
+    about: str,
+    features: list[str],
+    action: str = "serve",
+) -> FeatureView:
+    """Declare a batch view over its table.
+
+    ``sla`` is the largest acceptable age of an entity's newest event when it is used, ISO 8601. ``action`` is what the
+    prediction service does past it: ``serve`` (and say so), ``impute``, ``reject`` or ``fall_back``. The models have
+    learned from values of any age up to ``ttl``, past which a value is missing, so most are served.
+    """
     return FeatureView(
         name=name,
         entities=entities,
@@ -33,7 +46,7 @@ def _view(name: str, entities: list[Entity], ttl: timedelta, sla: str, about: st
         schema=[Field(name=feature, dtype=Float32) for feature in features],
         source=FileSource(name=name, path=str(FEATURES / f"{name}.parquet"), timestamp_field="event_timestamp"),
         owner=OWNER,
-        tags={"owner": OWNER, "freshness_sla": sla},
+        tags={"owner": OWNER, "freshness_sla": sla, "freshness_action": action},
         description=about,
     )
 
@@ -81,9 +94,10 @@ aircraft_delays = _view(
     "aircraft_delays",
     [aircraft],
     timedelta(days=28),
-    "PT6H",
+    "P28D",  # an aircraft that does not fly has no newer event
     "An aircraft's last known delay and its recent record, at each of its landings.",
     ["aircraft_last_delay", "aircraft_late_rate_28d", "aircraft_landed_28d"],
+    action="impute",
 )
 aircraft_facts = _view(
     "aircraft_facts",

@@ -173,6 +173,7 @@ SPEC = ModelSpec(
     feature_service="flight_delay_v1",
     entity_keys=("carrier", "origin", "dest", "tailnum"),
     time_field="sched_dep",
+    default={"probability": 0.24},  # of all flights that landed in 2013, 23.7 % were late
     segments=("carrier", "origin"),
     recipes=("xgboost", "tabnet"),
     gates=GatePolicy(margin=0.005, segment_margin=0.03, min_rows=2_000, min_segment_rows=400, max_bytes=50_000_000),

@@ -13,18 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.prediction.cache import AnswerCache
-from services.prediction.columns import batch, rfc3339, to_json
+from services.prediction.columns import batch, column, rfc3339, to_json
 from services.prediction.errors import UnavailableError
 from services.prediction.features import Found, OnlineFeatures, find
 from services.prediction.metrics import Metrics
 from services.prediction.runtime import Active, LoadedVersion, ModelRuntime, score
-from trellis.contract import take
+from trellis.contract import row_count, take
 from trellis.errors import ContractError, RequestError, StorageError
 from trellis.rollout.plan import RolloutPlan, Variant
 
 logger = logging.getLogger(__name__)
 
 Outputs = dict[str, NDArray[Any]]
+
+# The last link of the fallback chain: no version's answer, so it is never counted as one's.
+_ROLE: Any = "default"
+_DEFAULT = Variant("default", _ROLE, 0.0, "", "")
 
 
 class Log(Protocol):
@@ -99,7 +103,11 @@ class Answerer:
         units = ids if plan.unit is None else [str(to_json(row[plan.unit])) for row in values]
         variants = [_pinned(active, version)] * len(rows) if version else [active.assign(unit) for unit in units]
         links: dict[str, str] = {}
-        outputs, answered = self._score(model, active, self._inputs(model, values, found), variants, links)
+        if found.fallback:
+            # Such a row is not scored: what it would be scored on is known to be no good.
+            links["default"] = next(iter(found.fallback.values()))
+        wanted = [_DEFAULT if i in found.fallback else v for i, v in enumerate(variants)]
+        outputs, answered = self._score(model, active, self._inputs(model, values, found), wanted, links)
         cells = {name: values.tolist() for name, values in outputs.items()}
         given = [{name: column[i] for name, column in cells.items()} for i in range(len(rows))]
         spent = (time.perf_counter() - started) * 1000
@@ -112,7 +120,7 @@ class Answerer:
             self._metrics.log_failures.labels(model.name).inc()
             raise
         if plan.shadows and self._shadows is not None:
-            self._shadows.offer(plan, records)
+            self._shadows.offer(plan, [r for r in records if r["version"] != _DEFAULT.version])
         for variant in {v.version: v for v in answered}.values():
             many = sum(v.version == variant.version for v in answered)
             self._metrics.predicted(model.name, variant.version, variant.role, many)
@@ -125,8 +133,7 @@ class Answerer:
             "revision": plan.revision,
             "request_id": request_id,
             "predictions": [
-                {"id": ids[i], **given[i], "version": v.version, "variant": v.role}
-                | ({"degraded": list(found.degraded[i])} if found.degraded[i] else {})
+                {"id": ids[i], **given[i], "version": v.version, "variant": v.role} | _marks(found, i)
                 for i, v in enumerate(answered)
             ],
             **told,
@@ -149,7 +156,7 @@ class Answerer:
         """Score each row on its variant and merge in the rows' order; the champion stands in for a broken canary."""
         first = variants[0]
         if all(v is first for v in variants):
-            cached = self._cache.is_on and len(variants) == 1
+            cached = self._cache.is_on and len(variants) == 1 and first is not _DEFAULT
             key = self._cache.key(model.name, active.versions[first.version].digest, inputs) if cached else b""
             kept = self._cache.get(key) if cached else None
             if kept is not None:
@@ -180,6 +187,8 @@ class Answerer:
         inputs: Mapping[str, NDArray[Any]],
         links: dict[str, str],
     ) -> tuple[Outputs, Variant]:
+        if variant is _DEFAULT:
+            return _default(model, inputs), variant
         try:
             return self._timed(model, active.versions[variant.version], inputs), variant
         except ContractError as error:
@@ -201,6 +210,9 @@ class Answerer:
                     return outputs, _standing_in(active.previous)
                 except ContractError:
                     self._metrics.variant_errors.labels(model.name, active.previous.version).inc()
+            if model.spec.default is not None:
+                links["default"] = f"version {champion.version} failed, and no other is held"
+                return _default(model, inputs), _DEFAULT
             raise UnavailableError(
                 f"The champion of {model.name} cannot score this request: {error.what}",
                 remedy="Try again later; the owner can see the cause in the service's log.",
@@ -254,11 +266,29 @@ class Answerer:
                 "overrides": found.overrides[i],
                 "outputs": outputs[i],
                 "latency_ms": round(latency_ms, 3),
+                **_marks(found, i),
             }
             if answered[i] is not assigned[i]:
                 record["instead_of"] = assigned[i].version
             records.append(record)
         return records
+
+
+def _marks(found: Found, row: int) -> dict[str, Any]:
+    """Return what an answer and its record say about the features that a row was scored on; nothing if all is well."""
+    marks: dict[str, Any] = {}
+    if found.degraded[row]:
+        marks["degraded"] = list(found.degraded[row])
+    if row in found.stale:
+        marks["stale"] = dict(found.stale[row])
+    return marks
+
+
+def _default(model: ModelRuntime, inputs: Mapping[str, NDArray[Any]]) -> Outputs:
+    declared = model.spec.default
+    assert declared is not None
+    rows = row_count(inputs)
+    return {f.name: column(f, [declared[f.name]] * rows) for f in model.spec.outputs}
 
 
 def _standing_in(version: LoadedVersion) -> Variant:

@@ -20,6 +20,19 @@ class UnavailableError(TrellisError):
         super().__init__(what, remedy=remedy)
 
 
+class StaleFeaturesError(UnavailableError):
+    """A feature view is past its freshness SLA, and the view's action is to refuse (503).
+
+    Args:
+        what: Which view, how old and how old it may be.
+        row: The first such row.
+    """
+
+    def __init__(self, what: str, row: int) -> None:
+        remedy = f"Materialise the view and try again, or send its features with the row (rows.{row})."
+        super().__init__(what, remedy=remedy, retry_after=30)
+
+
 class DeadlineError(TrellisError):
     """The answer is on its way, and was not there in the time that the request allows (504)."""
 

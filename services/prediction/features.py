@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from services.prediction.columns import batch, column, is_missing
 from services.prediction.errors import UnavailableError
+from services.prediction.freshness import NOTHING, settle
 from services.prediction.metrics import Metrics
 from trellis.contract import Batch, ModelSpec
 from trellis.errors import RequestError
+from trellis.freshness import Sla
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ class OnlineFeatures(Protocol):
     def stale(self, service: str, times: Batch, request: Batch) -> Batch:
         """Return per view the rows (bool) whose values were left out as too old."""
 
+    def slas(self, service: str) -> Sequence[Sla]:
+        """Return what the service's views promise about the age of their values."""
+
     def derived(self, service: str, request: Batch) -> Batch:
         """Return the features that are computed from the request alone; needs no online store."""
 
@@ -44,12 +49,16 @@ class Found:
         overrides: Per row, the features that the caller sent.
         degraded: Per row, the views without data, or with data too old to use, from which a feature went in as
             missing.
+        stale: Row to view to what was done about its being past its freshness SLA.
+        fallback: Row to the reason why it is answered by the declared default instead of being scored.
     """
 
     columns: dict[str, NDArray[Any]]
     times: dict[str, NDArray[np.datetime64]]
     overrides: tuple[tuple[str, ...], ...]
     degraded: tuple[tuple[str, ...], ...]
+    stale: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    fallback: Mapping[int, str] = field(default_factory=dict)
 
 
 def open_store(spec: ModelSpec, store: OnlineFeatures | None, row: Mapping[str, Any]) -> None:
@@ -83,7 +92,8 @@ def find(
 
     Raises:
         RequestError: An entity is unknown and the model needs its features (422).
-        UnavailableError: The store does not answer and the model needs its features.
+        StaleFeaturesError: A view is past its freshness SLA, and that is to be refused.
+        UnavailableError: The store does not answer, the model needs its features and declares no default.
     """
     count = len(rows)
     nothing = ((),) * count
@@ -101,15 +111,21 @@ def find(
     stored: Batch = {}
     times: Batch = {}
     stale: Batch = {}
+    settled = NOTHING
     try:
         if store is None:
             raise RuntimeError("the service was started without a feature store")
         stored, times = store.online(spec.feature_service, keys, request)
         stale = store.stale(spec.feature_service, times, request)
+        slas = store.slas(spec.feature_service)
     except Exception as error:  # whatever the store's client raises, the answer decides what to do without it
         metrics.store_failures.labels("features").inc()
         logger.warning("features of %s: %s: %s", spec.name, type(error).__name__, error)
-        down, stored, times = error, _derived(spec, store, request), {}
+        down, stored, times, slas = error, _derived(spec, store, request), {}, ()
+    if slas:
+        settled = settle(spec, slas, times, stale, _moments(spec, request, count), overrides, metrics)
+        stale = {view: rows | settled.rows(view, "imputed", count) for view, rows in stale.items()}
+    fallback = dict(settled.fallback)
     columns: dict[str, NDArray[Any]] = {}
     lacking = np.zeros(count, np.bool_)
     for name, f in declared.items():
@@ -118,15 +134,29 @@ def find(
         if name in stored:
             # Where the caller sent nothing, the store's value; the column keeps the declared kind.
             taken = stored[name]
+            if name in settled.imputed:
+                taken = np.where(settled.imputed[name], None if taken.dtype.kind == "O" else np.nan, taken)
             values = taken if not mine.any() else np.where(mine, values, taken)
         missing = is_missing(values) & ~mine
         if missing.any():
             if not f.nullable:
-                _refuse(spec, f.name, int(np.argmax(missing)), keys, down)
+                for row in np.flatnonzero(missing).tolist():
+                    if row in fallback:
+                        continue
+                    if down is None or spec.default is None:
+                        _refuse(spec, f.name, row, keys, down)
+                    fallback[row] = "the feature store does not answer"
             lacking |= missing
         columns[name] = values
     degraded = _degraded(spec, lacking, times, stale, down, metrics)
-    return Found(columns, dict(times), overrides, degraded)
+    return Found(columns, dict(times), overrides, degraded, settled.told, fallback)
+
+
+def _moments(spec: ModelSpec, request: Batch, count: int) -> NDArray[np.datetime64]:
+    """Return the rows' own time: the declared field, or else now."""
+    if spec.time_field is None:
+        return np.full(count, np.datetime64("now"), "datetime64[us]")
+    return request[spec.time_field]
 
 
 def _derived(spec: ModelSpec, store: OnlineFeatures | None, request: Batch) -> Batch:

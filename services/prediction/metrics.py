@@ -95,6 +95,12 @@ class Metrics:
         self.degraded = Counter(
             "trellis_degraded", "Rows answered without a view's data.", ["model", "view", "reason"], registry=registry
         )
+        self.stale = Counter(
+            "trellis_stale",
+            "Rows for which a view was past its freshness SLA, by what was done: served, imputed, rejected, fell_back.",
+            ["model", "view", "action"],
+            registry=registry,
+        )
         self.shadows = Counter(
             "trellis_shadows",
             "Sampled rows by what became of them in a shadow: scored, failed, lost, dropped, resting.",

@@ -169,13 +169,27 @@ def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
         id=(str, Schema(description="Id of the prediction, by which a label refers to it.")),
         **outputs,
         version=(str, Schema(description="The version that answered this row.")),
-        variant=(str, Schema(description="Its role: champion, canary, or previous where it stands in.")),
+        variant=(
+            str,
+            Schema(
+                description="Its role: champion, canary, previous where it stands in, or default where "
+                "nothing could be scored."
+            ),
+        ),
         degraded=(
             list[str],
             Schema(
                 [],
                 description="Feature views without data fresh enough to use, so that features went in as missing; left "
                 "out if none.",
+            ),
+        ),
+        stale=(
+            dict[str, Literal["served", "imputed", "fell_back"]],
+            Schema(
+                {},
+                description="Feature views past their freshness SLA and what was done: the value was served all the "
+                "same, taken as missing, or the row was answered by the declared default; left out if none.",
             ),
         ),
     )
@@ -193,7 +207,7 @@ def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
             Schema(
                 [],
                 description="Where not the assigned version scored: which link answered (cache, champion for a canary, "
-                "previous version) and why; left out if none.",
+                "previous version, declared default) and why; left out if none.",
             ),
         ),
     )

@@ -28,10 +28,13 @@ from trellis.catalog import Catalogue
 from trellis.settings import Settings, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from services.prediction.features import OnlineFeatures
     from trellis.contract import Batch
+    from trellis.freshness import Sla
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,10 @@ class _Features:
     def stale(self, service: str, times: Batch, request: Batch) -> Batch:
         """Tell what was too old; see ``OnlineFeatures``."""
         return self._opened().stale(service, times, request)
+
+    def slas(self, service: str) -> Sequence[Sla]:
+        """Return the views' freshness promises; see ``OnlineFeatures``."""
+        return self._opened().slas(service)
 
     def derived(self, service: str, request: Batch) -> Batch:
         """Compute what needs no store; see ``OnlineFeatures``."""

@@ -158,6 +158,9 @@ def infer_response(spec: ModelSpec, answer: Mapping[str, Any], wanted: Sequence[
     degraded = sorted({view for p in predictions for view in p.get("degraded", ())})
     if degraded:
         parameters["degraded"] = ",".join(degraded)
+    stale = sorted({view for p in predictions for view in p.get("stale", ())})
+    if stale:
+        parameters["stale"] = ",".join(stale)
     if "fallback" in answer:
         parameters["fallback"] = ",".join(part["link"] for part in answer["fallback"])
     result = {"model_name": answer["model"], "id": answer["request_id"], "parameters": parameters, "outputs": outputs}

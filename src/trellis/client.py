@@ -18,7 +18,7 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -28,7 +28,7 @@ from urllib.parse import quote, urlsplit
 from trellis.errors import ConfigError, RequestError, TrellisError, UnavailableError, UnknownModelError
 
 _PASSING = (502, 503, 504)  # of the way or the moment, so worth another try
-_BESIDE_OUTPUTS = {"id", "version", "variant", "degraded"}
+_BESIDE_OUTPUTS = {"id", "version", "variant", "degraded", "stale"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Prediction:
         outputs: The model's outputs by name.
         version, variant: Who answered, and its role.
         degraded: Feature views that had no data.
+        stale: Feature views past their freshness SLA, and what was done: served, imputed or fell_back.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Prediction:
     version: str
     variant: str
     degraded: tuple[str, ...] = ()
+    stale: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Client:
                 version=p["version"],
                 variant=p["variant"],
                 degraded=tuple(p.get("degraded", ())),
+                stale=dict(p.get("stale", {})),
             )
             for p in found["predictions"]
         )

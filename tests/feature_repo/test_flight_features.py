@@ -195,6 +195,27 @@ def test_online_values_beyond_their_ttl_are_missing(store, rows):
     assert not store.stale(SERVICE, times, {"sched_dep": np.full(5, NAIVE)})["origin_weather"].any()
 
 
+def test_every_batch_view_promises_an_age_and_says_what_happens_past_it(store):
+    slas = {sla.view: sla for sla in store.slas(SERVICE)}
+    assert set(slas) == set(store.describe(SERVICE)["views"]) - {"departure_time"}
+    assert (slas["origin_weather"].age, slas["origin_weather"].action) == (timedelta(hours=2), "serve")
+    assert (slas["aircraft_delays"].age, slas["aircraft_delays"].action) == (timedelta(days=28), "impute")
+    named = [name for sla in slas.values() for name in sla.features]
+    assert sorted(named) == sorted(
+        n for n in store.describe(SERVICE)["features"] if "_sin" not in n and "_cos" not in n
+    )
+
+
+def test_a_promise_that_means_nothing_is_refused_before_anything_changes(tmp_path):
+    repo = tmp_path / "repo"
+    shutil.copytree(ROOT / "feature_repo", repo)
+    text = (repo / "definitions.py").read_text()
+    (repo / "definitions.py").write_text(text.replace('action="impute"', 'action="hope"'))
+    with pytest.raises(ConfigError, match=r"'hope' is not known.*feature view aircraft_delays.*serve"):
+        FeatureStore(repo, tmp_path / "home").apply()
+    assert not list((tmp_path / "home").rglob("*.db"))
+
+
 def test_on_demand_features_need_no_online_store(plugin, raw, rows, tmp_path):
     store = _store(plugin, raw, tmp_path)
     some = rows.take(slice(0, 5))

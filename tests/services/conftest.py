@@ -41,9 +41,13 @@ class Shops:
     down: bool = False
     blanked: bool = False
     computed: dict = field(default_factory=dict)
+    promises: tuple = ()
 
     def stale(self, service, times, request):
         return {view: np.full(len(moment), self.blanked) & ~np.isnat(moment) for view, moment in times.items()}
+
+    def slas(self, service):
+        return self.promises
 
     def derived(self, service, request):
         return {name: np.full(len(request["x"]), value) for name, value in self.computed.items()}

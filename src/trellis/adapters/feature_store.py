@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from trellis.adapters.feast_encoding import KeyEncoder
 from trellis.contract import Batch, row_count
 from trellis.errors import ConfigError, DataError, MissingFeatureError, close_matches
+from trellis.freshness import Sla, sla_of
 
 if TYPE_CHECKING:
     from trellis.adapters.online_redis import RedisReader
@@ -57,10 +58,16 @@ class FeatureStore:
                 )
 
     def apply(self) -> None:
-        """Bring the registry and the online store in line with the definitions; doing it twice changes nothing."""
+        """Bring the registry and the online store in line with the definitions; doing it twice changes nothing.
+
+        Raises:
+            ConfigError: A view's freshness tags mean nothing.
+        """
         (self._home / "feast").mkdir(parents=True, exist_ok=True)
         with _surroundings(self._home):
             found = _declared(self._repo / "definitions.py")
+            for one in found:
+                sla_of(one.name, (), one.tags)  # a promise that means nothing is refused before anything is changed
             store = self._feast
             old = [*store.list_feature_services(), *store.list_on_demand_feature_views(), *store.list_feature_views()]
             old += [e for e in store.list_entities() if e.name != "__dummy"]
@@ -170,6 +177,15 @@ class FeatureStore:
             else np.zeros(len(times[view.name]), np.bool_)
             for view in plan.views
         }
+
+    def slas(self, service: str) -> tuple[Sla, ...]:
+        """Return what the service's batch views promise about the age of their values at an online read.
+
+        Raises:
+            MissingFeatureError: The service is unknown.
+            ConfigError: A view's tags mean nothing.
+        """
+        return self._plan(service).slas
 
     @staticmethod
     def _derive(plan: _Plan, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -411,6 +427,8 @@ class _Plan:
         self.features = tuple(name for part in parts for name in part.features)
         self.keys = tuple(dict.fromkeys(key for view in self.views for key in view.keys))
         self.request = tuple(dict.fromkeys(name for part in self.derived for name in part.reads))
+        promised = [sla_of(v.name, v.features, v.view.tags) for v in self.views]
+        self.slas = tuple(sla for sla in promised if sla is not None)
         self.time_field: str | None = service.tags.get("time_field")
         forms = [_view_form(v.view) for v in self.views]
         forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]

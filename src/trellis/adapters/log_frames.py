@@ -30,7 +30,7 @@ from trellis.errors import DataError
 
 SUFFIX = ".jsonl"
 CACHE = ".parsed"
-_NESTED = ("request", "features", "feature_times", "outputs", "primary")
+_NESTED = ("request", "features", "feature_times", "outputs", "primary", "stale")
 _TIMES = ("time", "received_at", "observed_at")
 _WORTH = 250_000  # bytes of JSON; less is parsed faster than a file is opened
 _FORM = b"1"  # of the cached files; another form is parsed again

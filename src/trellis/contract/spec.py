@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -232,6 +233,8 @@ class ModelSpec:
         segments: Columns by which quality is also judged.
         recipes: Names of the ways to train it, the default first.
         gates, rollout, drift, retrain: The policies.
+        default: Value of every output that is answered where nothing can be scored, for example the base rate; None
+            refuses such a request (503).
         settings: Free, declared defaults of the plug-in (hyper-parameters), shown in the model card.
     """
 
@@ -255,6 +258,7 @@ class ModelSpec:
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
     drift: DriftPolicy = field(default_factory=DriftPolicy)
     retrain: RetrainPolicy = field(default_factory=RetrainPolicy)
+    default: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -285,6 +289,11 @@ class ModelSpec:
             self.task == "regression" or len(self.target.classes) >= 2, self.name, "needs the names of its classes"
         )
         _require(self.task != "binary" or len(self.target.classes) == 2, self.name, "is binary and needs two classes")
+        if self.default is not None:
+            outputs = {f.name: f for f in self.outputs}
+            _require(set(self.default) == set(outputs), self.name, f"needs a default for each of {sorted(outputs)}")
+            wrong = [name for name, value in self.default.items() if not _fits(outputs[name], value)]
+            _require(not wrong, self.name, f"has defaults that its outputs do not allow: {wrong}")
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -295,6 +304,25 @@ class ModelSpec:
     def score(self) -> Field:
         """The output that is judged."""
         return self.outputs[0]
+
+
+def _fits(field: Field, value: Any) -> bool:
+    """Tell whether a declared value is of the field's kind, shape and range."""
+    if field.kind in ("float", "int", "tensor"):
+        numbers: list[Any] = [value]
+        for size in field.shape:
+            if not all(isinstance(part, list | tuple) and len(part) == size for part in numbers):
+                return False
+            numbers = [inner for part in numbers for inner in part]
+        low = -math.inf if field.minimum is None else field.minimum
+        high = math.inf if field.maximum is None else field.maximum
+        kinds = int if field.kind == "int" else (int, float)
+        return all(
+            isinstance(n, kinds) and not isinstance(n, bool) and math.isfinite(n) and low <= n <= high for n in numbers
+        )
+    if field.kind == "bool":
+        return isinstance(value, bool)
+    return isinstance(value, str) and (field.choices is None or value in field.choices)
 
 
 def _doubles(names: Iterable[str]) -> list[str]:

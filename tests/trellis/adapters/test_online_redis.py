@@ -29,7 +29,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 FEATURES = Path(os.environ["TRELLIS_HOME"]) / "features"
 
@@ -42,8 +42,11 @@ shop = Entity(name="shop", value_type=ValueType.STRING)
 user = Entity(name="user", value_type=ValueType.INT64)
 slot = Entity(name="slot", value_type=ValueType.INT32)
 numbers = view("numbers", [shop], f32=Float32, f64=Float64, i32=Int32, i64=Int64)
-others = view("others", [shop], text=String, flag=Bool, when=UnixTimestamp)
-lists = view("lists", [user], floats=Array(Float32), words=Array(String))
+others = view("others", [shop], text=String, flag=Bool, when=UnixTimestamp, blob=Bytes)
+lists = view(
+    "lists", [user], floats=Array(Float32), words=Array(String), doubles=Array(Float64), ints=Array(Int32),
+    longs=Array(Int64), flags=Array(Bool), moments=Array(UnixTimestamp), blobs=Array(Bytes),
+)
 by_slot = view("by_slot", [slot], load=Float64)
 pairs = view("pairs", [user, shop], score=Float32)
 everything = FeatureService(name="everything", features=[numbers, others, lists, by_slot, pairs])
@@ -93,8 +96,18 @@ def tables(home):
             text=["", "é" * 200, None, "x"],
             flag=[True, False, True, False],
             when=pd.to_datetime(["2013-01-01", "1969-12-31", "2030-06-01", "1970-01-01"], utc=True),
+            blob=[b"", b"\x00\xff", None, b"\x80\x04"],
         ),
-        "lists": users.assign(floats=[[1.0, 2.5], [0.0], [3.0]], words=[["a"], ["b", "ç"], ["d"]]),
+        "lists": users.assign(
+            floats=[[1.0, 2.5], [0.0], [3.0]],
+            words=[["a"], ["b", "ç"], ["d"]],
+            doubles=[[0.1, -1e300], [5e-324], [0.0]],
+            ints=[[1, -(2**31)], [0], [2**31 - 1]],
+            longs=[[-(2**53)], [0, 1], [2**53]],
+            flags=[[True, False], [False], [True]],
+            moments=[[pd.Timestamp("2013-01-01", tz="UTC")], [pd.Timestamp("1970-01-01", tz="UTC")] * 2, []],
+            blobs=[[b"\x00"], [b"", b"a"], [b"\xff"]],
+        ),
         "by_slot": pd.DataFrame({"slot": np.array([7, -8], "int32"), "load": [1.5, 2.5], "event_timestamp": times[:2]}),
         "pairs": pd.DataFrame(
             {
@@ -165,11 +178,11 @@ def test_every_view_and_type_reads_as_feast_reads_it(kind, request):
     values, times = store.online("everything", ROWS, {})
     theirs, their_times = feasts_own(store)
     assert set(values) == set(theirs)
-    assert len(values) == 11
+    assert len(values) == 18
     for name, column in values.items():
         for row, (mine, feasts) in enumerate(zip(column.tolist(), theirs[name], strict=True)):
             assert plain(mine) == plain(feasts), f"{name}, row {row}"
-            if mine is not None and name in ("text", "flag", "when"):
+            if mine is not None and name in ("text", "flag", "when", "blob"):
                 assert type(mine) is type(feasts)
     assert values["i32"][3] == -(2**31)
     assert values["flag"].tolist()[:4] == [True, False, True, False]
