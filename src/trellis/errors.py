@@ -24,6 +24,7 @@ TrellisError
 │   ├── ExpiredRolloutError     the rollout is over, or past its deadline
 │   └── ClockError              the time given cannot follow what was recorded
 ├── StorageError                the disk or a store refused a write
+├── BackupError                 a backup is unfinished or damaged, or would be written over something
 └── UnavailableError            a service does not answer just now (seen from a client)
 """
 
@@ -160,6 +161,10 @@ class ClockError(RolloutError):
 
 class StorageError(TrellisError):
     """The disk or a store refused a write; nothing was half written."""
+
+
+class BackupError(TrellisError):
+    """A backup is unfinished or damaged, or it would be written over something."""
 
 
 class UnavailableError(TrellisError):

@@ -1,0 +1,32 @@
+"""The online store after a restore: what is not in the home is written anew from the feature tables."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def refill(repo: Path, home: Path) -> dict[str, int]:
+    """Write the online store anew, up to the moment that it had been brought to.
+
+    Redis is not backed up: it holds the latest rows of the feature tables, and they are in the home.
+
+    Args:
+        repo: Directory of the Feast definitions.
+        home: The restored home.
+
+    Returns:
+        How many keys were written, per view; nothing where nothing had been materialised.
+    """
+    marks = home / "feast" / "watermarks.json"
+    if not marks.is_file():
+        return {}
+    until = max(
+        (datetime.fromisoformat(mark["until"]) for mark in json.loads(marks.read_text()).values()), default=None
+    )
+    if until is None:
+        return {}
+    from trellis.adapters.feature_store import FeatureStore
+
+    return FeatureStore(repo, home).materialize(max(moments), since=datetime(1970, 1, 1, tzinfo=UTC))
