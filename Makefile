@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ui serve check fmt test bench clean
+.PHONY: help install lock demo ui serve backup restore check fmt test bench clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,12 @@ ui: install ## Open the pages of the last demo: MLflow, Evidently, the service's
 
 serve: install ## Serve the models that have a rollout plan
 	$(BIN)/trellis serve
+
+backup: install ## Save everything while it runs: make backup TO=DIRECTORY
+	$(BIN)/trellis backup "$(TO)"
+
+restore: install ## Bring a backup back into an empty home: make restore FROM=DIRECTORY
+	$(BIN)/trellis restore "$(FROM)"
 
 check: install ## Lint, types and layers
 	$(BIN)/ruff check .

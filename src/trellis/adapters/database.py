@@ -12,7 +12,8 @@ from sqlalchemy import Engine, create_engine, event
 def engine(url: str) -> Engine:
     """Return the process's engine for ``url``; SQLite gets write-ahead logging and waits for other writers."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+        # Who was first is read off the count of rows that an insert wrote; SQLAlchemy keeps it only where told to.
+        return create_engine(url, pool_pre_ping=True, execution_options={"preserve_rowcount": True})
     made = create_engine(url, connect_args={"timeout": 30})
 
     @event.listens_for(made, "connect")

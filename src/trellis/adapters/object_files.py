@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ class ObjectFiles:
 
     Attributes:
         name: What a backup calls it.
-        url: ``s3://bucket/prefix?endpoint_override=host:port&scheme=http``, or ``file:///directory``. Credentials come
-            from ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``, or from where the machine has them.
+        url: ``s3://bucket/prefix``, or ``file:///directory``. Address and credentials come from where every S3 client
+            looks: ``AWS_ENDPOINT_URL``, ``AWS_DEFAULT_REGION``, ``AWS_SHARED_CREDENTIALS_FILE``; the address may also
+            be in the URL, ``?endpoint_override=host:port&scheme=http``.
     """
 
     name: str
@@ -74,11 +76,16 @@ class ObjectFiles:
     def _opened(self) -> tuple[fs.FileSystem, str]:
         try:
             store, root = fs.FileSystem.from_uri(self.url)
+            if isinstance(store, fs.S3FileSystem) and "endpoint_override" not in self.url:
+                store = fs.S3FileSystem(
+                    region=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+                    endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
+                )
         except ArrowInvalid as error:
             raise ConfigError(
                 f"The place of {self.name!r} is no object store's.",
                 where=self.where,
-                remedy="Write s3://bucket/prefix?endpoint_override=host:port&scheme=http.",
+                remedy="Write s3://bucket/prefix.",
             ) from error
         return store, root.rstrip("/")
 

@@ -22,11 +22,9 @@ def refill(repo: Path, home: Path) -> dict[str, int]:
     marks = home / "feast" / "watermarks.json"
     if not marks.is_file():
         return {}
-    until = max(
-        (datetime.fromisoformat(mark["until"]) for mark in json.loads(marks.read_text()).values()), default=None
-    )
-    if until is None:
+    until: list[datetime] = [datetime.fromisoformat(mark["until"]) for mark in json.loads(marks.read_text()).values()]
+    if not until:
         return {}
     from trellis.adapters.feature_store import FeatureStore
 
-    return FeatureStore(repo, home).materialize(max(moments), since=datetime(1970, 1, 1, tzinfo=UTC))
+    return FeatureStore(repo, home).materialize(max(until), since=datetime(1970, 1, 1, tzinfo=UTC))

@@ -30,7 +30,7 @@ Databases = Annotated[
 ]
 Objects = Annotated[
     list[str] | None,
-    typer.Option("--objects", metavar="NAME=URL", help="A place in an object store: s3://bucket?endpoint_override=…"),
+    typer.Option("--objects", metavar="NAME=URL", help="A place in an object store: s3://bucket/prefix."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

@@ -2,21 +2,28 @@
 
 import os
 import shutil
+import socket
 import subprocess
-import sys
+import tempfile
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from trellis.adapters.database import engine
 from trellis.adapters.decision_store import DecisionStore
 from trellis.adapters.feature_store import FeatureStore
 from trellis.adapters.plan_store import PlanStore
+from trellis.adapters.prediction_log import PredictionLog
 from trellis.adapters.registry import ModelRegistry, RunRecord
 from trellis.artifact import seal, verify
+from trellis.decision import Check, Verdict, decision_of, dumps
 from trellis.rollout.plan import RolloutPlan, Variant
 
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -28,9 +35,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.types import Float64
 
 shop = Entity(name="shop", value_type=ValueType.STRING)
-source = FileSource(
-    name="sales", path=str(Path(os.environ["TRELLIS_HOME"]) / "features/sales.parquet"), timestamp_field="event_timestamp"
-)
+path = str(Path(os.environ["TRELLIS_HOME"]) / "features/sales.parquet")
+source = FileSource(name="sales", path=path, timestamp_field="event_timestamp")
 sales = FeatureView(
     name="sales", entities=[shop], ttl=timedelta(days=9), schema=[Field(name="sum", dtype=Float64)], source=source
 )
@@ -43,5 +49,167 @@ SHOPS = pd.DataFrame(
         "event_timestamp": pd.to_datetime(["2013-06-30", "2013-07-01", "2013-07-01"], utc=True),
     }
 )
-"""Kept: a, the later row; b."""
-LATEST = {"a": 7.0, "b": -3.5}
+
+
+def make_home(place: Path, store_url: str | None = None, until: datetime = NOW) -> Path:
+    """Fill a home: a champion and its rollout, a decision, features online and offline, the log, a torn last line."""
+    repo, home = place / "repo", place / "home"
+    repo.mkdir(parents=True)
+    (repo / "definitions.py").write_text(DEFINITIONS)
+    shutil.copy(Path(__file__).parents[3] / "feature_repo/feature_store.yaml", repo)
+    (home / "features").mkdir(parents=True)
+    SHOPS.to_parquet(home / "features/sales.parquet", index=False)
+    features = FeatureStore(repo, home)
+    features.apply()
+    features.materialize(until)
+
+    registry = ModelRegistry(f"sqlite:///{home}/mlflow/mlflow.db", home / "mlflow/artifacts")
+    artifact = place / "artifact"
+    artifact.mkdir()
+    (artifact / "m.json").write_text("[1]")
+    manifest = seal(artifact, model="toy", plugin_version="1", recipe="default", seed=1, inputs=("x",), outputs=("y",))
+    dataset = {"name": "toy", "digest": "d" * 64, "source": "snapshot"}
+    version = registry.register(artifact, manifest, RunRecord("k", {}, {"auc": 0.7}, {}, dataset, {"card.md": "# Toy"}))
+    registry.set_alias("toy", "champion", version.version)
+
+    url = store_url or f"sqlite:///{home}/store/trellis.db"
+    (home / "store").mkdir()
+    plans = PlanStore(url)
+    first = RolloutPlan("toy", 0, "salt", (Variant("0", "champion", 1.0, str(artifact), manifest.digest),))
+    plans.save(first, expected_revision=0, who="anna", why="first")
+    now = RolloutPlan("toy", 1, "salt", (Variant(version.version, "champion", 1.0, version.location, version.digest),))
+    plans.save(now, expected_revision=1, who="platform", why="better")
+    verdict = Verdict("PROMOTE", "Because.", (Check("c", True, "0.3 < 1", 0.1 + 0.2, 1.0),), {"rows": 3.0})
+    DecisionStore(engine(url)).record(
+        decision_of("gate", model="toy", subject="1", at=NOW.isoformat(), inputs={"x": 0.1}, policy={}, verdict=verdict)
+    )
+
+    log = PredictionLog(home, "toy", flush_seconds=0)
+    log.append({"id": "p1", "model": "toy", "version": "1", "time": NOW.isoformat(), "outputs": {"y": 0.1 + 0.2}})
+    log.close()
+    (home / "predictions/toy/killed.jsonl").write_text('{"id": "p2", "outp')
+    engine(url).dispose()
+    return home
+
+
+def missed(home: Path, store_url: str | None = None) -> dict[str, Any]:
+    """Return what must be the same after a restore, read afresh through the platform's own stores."""
+    url = store_url or f"sqlite:///{home}/store/trellis.db"
+    engine(url).dispose()
+    registry = ModelRegistry(f"sqlite:///{home}/mlflow/mlflow.db", home / "mlflow/artifacts")
+    champion = registry.with_alias("toy", "champion")
+    assert champion is not None
+    features = FeatureStore(home.parent / "repo", home)
+    keys = {"shop": np.array(["a", "b", "c"])}
+    online, times = features.online("everything", keys, {})
+    trained = features.training_set("everything", keys, np.full(3, np.datetime64("2013-06-30T12:00", "us")))
+    plans = PlanStore(url)
+    predictions = [path.read_text() for path in sorted((home / "predictions/toy").iterdir())]
+    return {
+        "champion": champion.version,
+        "artifact": verify(Path(champion.location), champion.digest).digest,
+        "metrics": registry.metrics(champion),
+        "card": registry.document(champion, "card.md"),
+        "plan": plans.current("toy"),
+        "history": plans.history("toy"),
+        "decisions": [dumps(one) for one in DecisionStore(engine(url)).list()],
+        "online": repr({name: column.tolist() for name, column in online.items()}),
+        "times": repr({name: column.tolist() for name, column in times.items()}),
+        "trained": repr({name: column.tolist() for name, column in trained.items()}),
+        "predictions": predictions,
+    }
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    """A home, and beside it ``repo``; copied by who changes it, at the same path."""
+    return make_home(tmp_path_factory.mktemp("pristine"))
+
+
+def program(name: str) -> Path:
+    """Return one of PostgreSQL's server programs, which Debian keeps off the PATH."""
+    found = shutil.which(name) or next(iter(sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+    if found is None:
+        pytest.skip("NO POSTGRESQL: install it with: apt-get install -y postgresql")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """URL of a real server of our own, without a database's name; gone afterwards."""
+    data = tmp_path_factory.mktemp("postgres") / "data"
+    sockets = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
+    owner = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
+    if owner:
+        for folder in (data.parent, sockets):
+            shutil.chown(folder, "nobody")
+        for folder in data.parents:
+            if folder.stat().st_uid == 0 and not folder.stat().st_mode & 1:
+                folder.chmod(folder.stat().st_mode | 0o011)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "cwd": "/", **owner}
+    initdb = [program("initdb"), "-D", data, "-U", "trellis", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run(initdb, check=True, **quiet)
+    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
+    server = subprocess.Popen(
+        [program("postgres"), "-D", data, "-p", str(port), "-k", sockets, *options], stderr=subprocess.DEVNULL, **quiet
+    )
+    url = f"postgresql+psycopg://trellis:secret@127.0.0.1:{port}"
+    ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    for _ in range(300):
+        if subprocess.run(ready).returncode == 0:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("PostgreSQL did not come up within 30 s")
+    yield url
+    server.terminate()
+    server.wait(30)
+    shutil.rmtree(sockets)
+
+
+@pytest.fixture
+def database(postgres):
+    """Make databases, empty ones, by name; they are dropped afterwards."""
+    made = []
+    admin = create_engine(f"{postgres}/postgres", isolation_level="AUTOCOMMIT")
+
+    def make(name: str) -> str:
+        with admin.connect() as connection:
+            if name in made:
+                engine(f"{postgres}/{name}").dispose()
+                connection.execute(text(f'drop database "{name}" with (force)'))
+            else:
+                made.append(name)
+            connection.execute(text(f'create database "{name}"'))
+        return f"{postgres}/{name}"
+
+    yield make
+    with admin.connect() as connection:
+        for name in made:
+            engine(f"{postgres}/{name}").dispose()
+            connection.execute(text(f'drop database "{name}" with (force)'))
+    admin.dispose()
+
+
+@pytest.fixture
+def redis_url(tmp_path):
+    """A Redis of our own, on a free port, gone afterwards."""
+    found = shutil.which("redis-server")
+    if found is None:
+        pytest.skip("NO REDIS: install it with: apt-get install -y redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    process = subprocess.Popen([found, *options], stdout=subprocess.DEVNULL)
+    for _ in range(200):
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            break
+        time.sleep(0.02)
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
