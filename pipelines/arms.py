@@ -40,15 +40,19 @@ def plans_of_trial(history: Sequence[Change]) -> dict[int, RolloutPlan]:
 def ab_inputs(
     spec: ModelSpec, plans: dict[int, RolloutPlan], predictions: pd.DataFrame, labels: pd.DataFrame, now: datetime
 ) -> AbInputs:
-    """Return an experiment's evidence; each arm is compared with the champion on the rows of these two."""
+    """Return an experiment's evidence; each arm is compared with the champion on the rows drawn for these two.
+
+    ``predictions`` is what ``read_assigned`` gives, here and below.
+    """
     newest = plans[max(plans)]
     found = labelled(spec, predictions[predictions["revision"].isin(list(plans))], labels, _plain(now))
     expected = _expected_before(spec, found, newest, min(plans), predictions, labels)
-    champion = (found.rows["version"] == newest.champion.version).to_numpy()
+    champion = (found.rows["assigned"] == newest.champion.version).to_numpy(dtype=bool)
+    failed = found.rows["failed"].to_numpy(dtype=bool)
     order = np.argsort(found.known.observed_at, kind="stable")
     arms = []
     for variant in newest.canaries:
-        ours = (found.rows["version"] == variant.version).to_numpy()
+        ours = (found.rows["assigned"] == variant.version).to_numpy(dtype=bool)
         weights = {r: _pair(plan, variant.version) for r, plan in plans.items()}
         share = found.rows["revision"].map(weights).to_numpy(dtype=float)
         pair = ours | champion
@@ -59,7 +63,7 @@ def ab_inputs(
         slow = None
         if "latency_ms" in found.rows:
             slow = (found.rows["latency_ms"].to_numpy(dtype=float) > spec.gates.max_latency_ms)[pair]
-        exposures = exposures_of(share[pair], ours[pair], slow=slow)
+        exposures = exposures_of(share[pair], ours[pair], failed=failed[pair], slow=slow)
         arms.append(
             Arm(variant.version, CanaryInputs(stream, exposures, weights[newest.revision], _days(found.times, now)))
         )
@@ -69,18 +73,23 @@ def ab_inputs(
 def bandit_inputs(
     spec: ModelSpec, plans: dict[int, RolloutPlan], predictions: pd.DataFrame, labels: pd.DataFrame, now: datetime
 ) -> BanditInputs:
-    """Return a bandit's evidence: rewards by the revision that assigned them, so that late labels find their batch."""
+    """Return a bandit's evidence: rewards by the revision that assigned them, so that late labels find their batch.
+
+    A row that its arm failed on has no reward, whatever another version answered in its place. It counts once its label
+    is there, as all rows do, or failures would be known before successes; at once where nobody answered.
+    """
     newest = plans[max(plans)]
     found = labelled(spec, predictions[predictions["revision"].isin(list(plans))], labels, _plain(now))
     arms = (newest.champion.version, *(v.version for v in newest.canaries))
-    version, revision = found.rows["version"].to_numpy(str), found.rows["revision"].to_numpy()
+    version, revision = found.rows["assigned"].to_numpy(str), found.rows["revision"].to_numpy()
+    failed, answered = (found.rows[name].to_numpy(dtype=bool) for name in ("failed", "answered"))
+    counted = found.told | (failed & ~answered)
+    reward = np.where(failed, 0.0, 1 - found.loss)
     batches = []
     for number in plans:
-        here = [(revision == number) & found.told & (version == arm) for arm in arms]
+        here = [(revision == number) & counted & (version == arm) for arm in arms]
         batches.append(
-            RewardBatch(
-                tuple(int(rows.sum()) for rows in here), tuple(float((1 - found.loss[rows]).sum()) for rows in here)
-            )
+            RewardBatch(tuple(int(rows.sum()) for rows in here), tuple(float(reward[rows].sum()) for rows in here))
         )
     seed = int(hashlib.sha256(f"{newest.salt} {newest.revision} {now.isoformat()}".encode()).hexdigest()[:8], 16)
     return BanditInputs(arms, tuple(batches), _days(found.times, now), seed)

@@ -15,8 +15,9 @@ from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
 from pipelines.stores import decisions, plans, registry
+from trellis.adapters.failure_log import read_assigned
 from trellis.adapters.plan_store import Change
-from trellis.adapters.prediction_log import read_labels, read_predictions, read_shadows
+from trellis.adapters.prediction_log import read_labels, read_shadows
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
@@ -88,7 +89,7 @@ def weigh_canary(model: str, now: str) -> Decision | None:
     spec = plugin_named(model).spec
     home = settings().directory()
     until = moment(now)
-    predictions, labels = read_predictions(home, model, until=until), read_labels(home, model)
+    predictions, labels = read_assigned(home, model, until=until), read_labels(home, model)
     arms = plans_of_trial(plans().history(model))
     bandit = state is not None and not state.final and state.strategy == "bandit"
     inputs: CanaryInputs | AbInputs | BanditInputs
@@ -272,7 +273,8 @@ def _inputs(
     assert trial.plan.canary is not None
     rows = predictions[predictions["revision"].isin(list(trial.shares))].reset_index(drop=True)
     share = rows["revision"].map(trial.shares).to_numpy(dtype=float)
-    canary = (rows["version"] == trial.plan.canary.version).to_numpy()
+    canary = (rows["assigned"] == trial.plan.canary.version).to_numpy(dtype=bool)
+    answered = rows["answered"].to_numpy(dtype=bool)
     stream = LossStream()
     days = 0.0
     if len(rows):
@@ -289,10 +291,10 @@ def _inputs(
         spent = rows["latency_ms"].to_numpy(dtype=float)
         slow = spent > spec.gates.max_latency_ms
         if spec.rollout.max_slowdown is not None:
-            latencies = latencies_of(np.maximum(spent, _LEAST_MS), canary)
+            latencies = latencies_of(np.maximum(spent[answered], _LEAST_MS), canary[answered])
     return CanaryInputs(
         stream=stream,
-        exposures=exposures_of(share, canary, slow=slow),
+        exposures=exposures_of(share, canary, failed=rows["failed"].to_numpy(dtype=bool), slow=slow),
         share=trial.plan.canary.weight,
         days=round(days, 6),
         expected_difference=expected,

@@ -20,11 +20,14 @@ from starlette.types import ASGIApp, Scope
 
 import trellis
 from services.prediction import openapi, v2
-from services.prediction.answer import Answerer, Log
+from services.prediction.answer import Answerer
 from services.prediction.auth import Guard, Headers, Keys
 from services.prediction.cache import AnswerCache
 from services.prediction.columns import rfc3339
+from services.prediction.errors import DeadlineError
+from services.prediction.failures import Attempt, timed_out
 from services.prediction.features import OnlineFeatures, open_store
+from services.prediction.logs import Logs
 from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
@@ -33,7 +36,6 @@ from services.prediction.shadows import Shadows
 from services.prediction.v2_binary import BinaryTensors
 from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
 from services.prediction.workers import Deadline, Workers, within
-from trellis.adapters.prediction_log import LabelLog, PredictionLog
 from trellis.decision import to_json_value
 from trellis.errors import RequestError
 
@@ -78,16 +80,15 @@ class PredictionService:
         shadows: Shadows | None = None,
         keys: Keys | None = None,
     ) -> None:
-        self._home = home
         self._limits = limits
         self.metrics = metrics or Metrics()
         self._features = features
         self.models = Models(plans, plugins, self.metrics, self._open_features)
-        self._logs: dict[str, PredictionLog] = {}
-        self._label_logs: dict[str, LabelLog] = {}
+        self._logs = Logs(home, limits.flush_seconds)
         self._shadows = shadows
         self._guard = Guard(keys, self.metrics)
-        self._answerer = Answerer(features, self._log, self.metrics, shadows, AnswerCache(limits.cache_seconds))
+        cache = AnswerCache(limits.cache_seconds)
+        self._answerer = Answerer(features, self._logs.predictions, self._logs.failures, self.metrics, shadows, cache)
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)
@@ -107,8 +108,7 @@ class PredictionService:
         self._workers.close()
         if self._shadows is not None:
             self._shadows.close()
-        for log in (*self._logs.values(), *self._label_logs.values()):
-            log.close()
+        self._logs.close()
 
     @property
     def ready(self) -> bool:
@@ -193,7 +193,7 @@ class PredictionService:
             for label in labels
         ]
         deadline = Deadline.of(scope["headers"], self._limits.request_seconds)
-        await within(deadline, self._workers.run(lambda: self._label_log(model.name).extend(records), deadline))
+        await within(deadline, self._workers.run(lambda: self._logs.labels(model.name).extend(records), deadline))
         self.metrics.labels.labels(model.name).inc(len(records))
         return to_json({"accepted": len(records)})
 
@@ -263,9 +263,11 @@ class PredictionService:
     ) -> bytes:
         parsed = parse(schema.request, body)
         request_id = parsed.id or secrets.token_hex(8)
+        attempt = Attempt()
 
         def work() -> bytes:
-            return to_json(shape(self._answerer.answer(model, parsed.rows, request_id, version=version)))
+            answer = self._answerer.answer(model, parsed.rows, request_id, version=version, attempt=attempt)
+            return to_json(shape(answer))
 
         if self._is_quick(model, parsed.rows):
             if parsed.id is None:
@@ -277,9 +279,13 @@ class PredictionService:
             answer: bytes = await self._workers.run(work, deadline)
             return answer
 
-        if parsed.id is None:
-            return await within(deadline, wait())
-        return await within(deadline, self._once(model, parsed.id, body, version, wait))
+        try:
+            if parsed.id is None:
+                return await within(deadline, wait())
+            return await within(deadline, self._once(model, parsed.id, body, version, wait))
+        except DeadlineError:
+            self._answerer.keep_failures(model, timed_out(attempt))
+            raise
 
     async def _once(
         self,
@@ -333,20 +339,6 @@ class PredictionService:
             raise RequestError("version", f"{wanted[:60]!r} is not loaded", status=404, remedy=remedy)
         return [wanted]
 
-    def _log(self, model: str) -> Log:
-        log = self._logs.get(model)
-        if log is None:
-            # setdefault is atomic: of two threads that both made one, both use the first; an unused one has no file.
-            made = PredictionLog(self._home, model, flush_seconds=self._limits.flush_seconds)
-            log = self._logs.setdefault(model, made)
-        return log
-
-    def _label_log(self, model: str) -> Log:
-        log = self._label_logs.get(model)
-        if log is None:
-            log = self._label_logs.setdefault(model, LabelLog(self._home, model, flush_seconds=0))
-        return log
-
     def _allow(self, scope: str | None) -> Callable[[Scope], Headers]:
         """Return what lets a request for ``scope`` pass; None needs no key."""
         return (lambda _request: ()) if scope is None else partial(self._guard.check, needed=scope)
@@ -357,7 +349,7 @@ class PredictionService:
 
     def _observe(self) -> None:
         self.metrics.flush()
-        self.metrics.log_pending.set(sum(log.pending for log in list(self._logs.values())))
+        self.metrics.log_pending.set(self._logs.pending)
 
 
 def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trellis.errors import RequestError, StorageError, TrellisError, UnknownModelError
+from trellis.errors import ContractError, RequestError, StorageError, TrellisError, UnknownModelError
 
 
 class UnavailableError(TrellisError):
@@ -35,6 +35,19 @@ class StaleFeaturesError(UnavailableError):
 
 class DeadlineError(TrellisError):
     """The answer is on its way, and was not there in the time that the request allows (504)."""
+
+
+class VersionError(ContractError):
+    """A version failed on a request.
+
+    Args:
+        what: As for every error, like ``where``.
+        cause: ``raised``, ``malformed``, ``out_of_range`` or ``not_loaded``.
+    """
+
+    def __init__(self, what: str, cause: str, *, where: object = None) -> None:
+        self.cause = cause
+        super().__init__(what, where=where)
 
 
 def status_of(error: TrellisError) -> int:

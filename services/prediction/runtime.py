@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.prediction.columns import batch, to_json
+from services.prediction.errors import VersionError
 from services.prediction.metrics import Metrics
 from trellis.artifact import ONNX_MODEL, verify
-from trellis.contract import Batch, ModelPlugin, ModelSpec, Predictor, row_count, select
-from trellis.errors import ArtifactError, ContractError, TrellisError, UnknownModelError, close_matches
+from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
+from trellis.errors import ArtifactError, TrellisError, UnknownModelError, close_matches
 from trellis.rollout.plan import RolloutPlan, Variant
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
+_ROUNDING = 1e-6
 
 
 class Plans(Protocol):
@@ -64,7 +67,8 @@ class LoadedVersion:
 class Active:
     """One plan with its loaded versions; replaced as a whole, so that a request sees one or the other.
 
-    A canary that could not be loaded is not in ``versions``: the champion, which always is, answers in its place.
+    A canary that could not be loaded is not in ``versions``: the champion, which always is, answers in its place, and
+    each such row counts as one that the canary failed on.
     ``previous`` is the champion before this one, kept warm for requests on which the champion breaks; after a rollback
     there is none, because a version that was rolled back is not to answer again.
     """
@@ -72,11 +76,6 @@ class Active:
     plan: RolloutPlan
     versions: Mapping[str, LoadedVersion]
     previous: LoadedVersion | None = None
-
-    def assign(self, unit: str) -> Variant:
-        """Return the variant that answers a unit."""
-        variant = self.plan.assign(unit)
-        return variant if variant.version in self.versions else self.plan.champion
 
     @property
     def champion(self) -> LoadedVersion:
@@ -311,7 +310,7 @@ def score(spec: ModelSpec, version: LoadedVersion, inputs: Batch) -> dict[str, N
     """Call a predictor and hold it to the contract.
 
     Raises:
-        ContractError: It raised, or its answer lacks an output, has other rows, or is not finite.
+        VersionError: It raised, or its answer lacks an output, has other rows, is not finite or outside its range.
     """
     rows = row_count(inputs)
     where = f"{spec.name} {version.version}"
@@ -319,16 +318,33 @@ def score(spec: ModelSpec, version: LoadedVersion, inputs: Batch) -> dict[str, N
         answer = version.predictor.predict(inputs)
         outputs = {f.name: np.asarray(answer[f.name]) for f in spec.outputs}
     except Exception as error:  # an author's code may raise anything
-        raise ContractError(f"The predictor raised {type(error).__name__}: {error}.", where=where) from error
+        raise VersionError(f"The predictor raised {type(error).__name__}: {error}.", "raised", where=where) from error
     for declared in spec.outputs:
         values = outputs[declared.name]
         if values.ndim == 2 and not declared.shape and values.shape[1] == 1:
             outputs[declared.name] = values = values[:, 0]
         if values.shape != (rows, *declared.shape):
-            raise ContractError(f"The output {declared.name!r} has shape {values.shape} for {rows} rows.", where=where)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ContractError(f"The output {declared.name!r} is not finite.", where=where)
+            what = f"The output {declared.name!r} has shape {values.shape} for {rows} rows."
+            raise VersionError(what, "malformed", where=where)
+        if values.dtype.kind in "fiu" and (wrong := _out_of_range(declared, values)):
+            raise VersionError(f"The output {declared.name!r} {wrong}.", "out_of_range", where=where)
     return outputs
+
+
+def _out_of_range(declared: Field, values: NDArray[Any]) -> str:
+    """Say what is wrong with numbers; empty if nothing is. A bound may be passed by what rounding to 32 bits costs."""
+    if values.size == 1:
+        least = most = values.item()  # a tenth of what two reductions cost
+    else:
+        least, most = values.min(), values.max()
+    if not (math.isfinite(least) and math.isfinite(most)):
+        return "is not finite"
+    low, high = declared.minimum, declared.maximum
+    if low is not None and least < low - _ROUNDING * max(1.0, abs(low)):
+        return f"is {least:.6g}, below the declared minimum {low:g}"
+    if high is not None and most > high + _ROUNDING * max(1.0, abs(high)):
+        return f"is {most:.6g}, above the declared maximum {high:g}"
+    return ""
 
 
 class PlanWatcher:

@@ -152,8 +152,7 @@ class World:
 
     def close(self):
         self.runner.close()
-        for log in (*self.service._logs.values(), *self.service._label_logs.values()):
-            log.close()
+        self.service._logs.close()
         self.service._workers.close()
         self.plans.close()
 

@@ -45,6 +45,10 @@ class Linear(Predictor):
         w = self.weights
         if w.get("raises") and (batch["x"] > 9).any():
             raise RuntimeError("x is too large for me")
+        if w.get("sleeps") and (batch["x"] > 9).any():
+            time.sleep(w["sleeps"])
+        if w.get("strays") and (batch["x"] > 9).any():
+            return {"probability": np.full(len(batch["x"]), w["strays"])}
         if w.get("hangs") and (batch["x"] > 9).any():
             time.sleep(600)
         if w.get("dies") and (batch["x"] > 9).any():
