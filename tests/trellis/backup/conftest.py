@@ -135,17 +135,14 @@ def program(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """URL of a real server of our own, without a database's name; gone afterwards."""
-    data = tmp_path_factory.mktemp("postgres") / "data"
-    sockets = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket's path must be short
+    # Not below pytest's directory, which only its own user may enter; the server refuses to run as root.
+    place = Path(tempfile.mkdtemp(prefix="pg-"))
+    data = place / "data"
     owner = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
     if owner:
-        for folder in (data.parent, sockets):
-            shutil.chown(folder, "nobody")
-        for folder in data.parents:
-            if folder.stat().st_uid == 0 and not folder.stat().st_mode & 1:
-                folder.chmod(folder.stat().st_mode | 0o011)
+        shutil.chown(place, "nobody")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -153,11 +150,10 @@ def postgres(tmp_path_factory):
     initdb = [program("initdb"), "-D", data, "-U", "trellis", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(initdb, check=True, **quiet)
     options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1"]
-    server = subprocess.Popen(
-        [program("postgres"), "-D", data, "-p", str(port), "-k", sockets, *options], stderr=subprocess.DEVNULL, **quiet
-    )
+    command = [program("postgres"), "-D", data, "-p", str(port), "-k", place, *options]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **quiet)
     url = f"postgresql+psycopg://trellis:secret@127.0.0.1:{port}"
-    ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    ready = [program("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-U", "trellis"]
     for _ in range(300):
         if subprocess.run(ready).returncode == 0:
             break
@@ -167,7 +163,7 @@ def postgres(tmp_path_factory):
     yield url
     server.terminate()
     server.wait(30)
-    shutil.rmtree(sockets)
+    shutil.rmtree(place)
 
 
 @pytest.fixture
