@@ -97,7 +97,7 @@ def watch(
         model,
         subject.version,
         subject.reference,
-        tuple(shown),
+        (*(w.coarse() for w in shown[:-1]), shown[-1]),
         {name: subject.views.get(name, "request") for name in subject.reference.columns},
         _losses(cells, subject.version, len(shown)),
         {name: unit for name, unit in subject.units.items() if name in subject.reference.columns},

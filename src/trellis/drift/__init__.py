@@ -7,11 +7,12 @@ from trellis.drift.reference import (
     build_reference,
     distance,
     flatten,
+    sketch_window,
     summarise_window,
 )
 from trellis.drift.retrain import RetrainInputs, decide_retrain
 from trellis.drift.shift import Shift, compare
-from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window, merge, summarise_like
+from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window, WindowSketch, merge, summarise_like
 from trellis.drift.units import CONVERSIONS, Conversion, declared_unit, find_conversion
 from trellis.drift.verdict import Diagnosis, DriftInputs, Harm, decide, diagnose, look_alpha
 
@@ -32,6 +33,7 @@ __all__ = [
     "Shift",
     "Summary",
     "Window",
+    "WindowSketch",
     "build_reference",
     "compare",
     "decide",
@@ -43,6 +45,7 @@ __all__ = [
     "flatten",
     "look_alpha",
     "merge",
+    "sketch_window",
     "summarise_like",
     "summarise_window",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,23 +20,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from trellis.contract import Batch, Field, row_count
 from trellis.decision import dumps
+from trellis.drift.sketch import Layout, NumericSketch
 from trellis.drift.statistics import chi_square, chi_square_sf, quantile_distance, total_variation
 from trellis.drift.summary import (
+    CategorySummary,
     NumericSummary,
     Summary,
     Window,
-    numbers,
-    reference_edges,
+    WindowSketch,
+    reference_layout,
+    sketch_numeric,
     summarise_category,
     summarise_like,
     summarise_numeric,
     vocabulary,
+    without_cells,
 )
 from trellis.errors import DataError
 from trellis.sums import LossSums
 
 BINS = 10
 VOCABULARY = 60
+# Ages have no reference; an hour is their unit.
+_HOURS = Layout((), (0.0, 1.0))
 _MIN_PERIOD_ROWS = 30
 # Fewer pairs of periods tell nothing about their variance; a smaller effect is chance.
 _LEAST_PAIRS = 4
@@ -201,14 +207,44 @@ def summarise_window(
     ages_hours: Mapping[str, float] | None = None,
 ) -> Window:
     """Summarise served rows on the reference's bins; columns that are not there are left out, never an error."""
+    window = sketch_window(batch, fields, reference, start=start, end=end).window()
+    return replace(window, ages_hours=dict(ages_hours or {}))
+
+
+def sketch_window(
+    batch: Batch,
+    fields: Sequence[Field],
+    reference: Reference,
+    *,
+    start: str,
+    end: str,
+    ages_hours: Mapping[str, NDArray[Any]] | None = None,
+) -> WindowSketch:
+    """Read a part of a window once; parts are put together with ``merge``, exactly.
+
+    Args:
+        batch: Rows served.
+        fields: Columns that the reference may hold.
+        reference: The baseline that lays the grid.
+        start: First moment, RFC 3339 in UTC.
+        end: Last moment, exclusive.
+        ages_hours: Age of every row's features when used, in hours, by feature view.
+    """
     flat = flatten(batch, fields)
     rows = row_count(batch) if batch else 0
     columns = {
-        name: summarise_like(flat[name][1], column.summary)
+        name: _read(flat[name][1], column.summary)
         for name, column in reference.columns.items()
         if name in flat and rows
     }
-    return Window(start, end, rows, columns, dict(ages_hours or {}))
+    ages = {view: sketch_numeric(values, _HOURS) for view, values in (ages_hours or {}).items()}
+    return WindowSketch(start, end, rows, columns, ages)
+
+
+def _read(values: NDArray[Any], summary: Summary) -> NumericSketch | CategorySummary:
+    if isinstance(summary, NumericSummary):
+        return sketch_numeric(values, summary.layout)
+    return summarise_category(values, summary.values)
 
 
 def distance(first: Summary, second: Summary, whole: Summary) -> float:
@@ -249,7 +285,7 @@ def _column(
 ) -> ReferenceColumn:
     whole: Summary
     if kind == "numeric":
-        whole = summarise_numeric(values, reference_edges(numbers(values)[0], bins))
+        whole = summarise_numeric(values, reference_layout(values, bins))
     else:
         whole = summarise_category(values, vocabulary(values, VOCABULARY))
     if periods is None:
@@ -267,7 +303,7 @@ def _column(
         narrowest = 0.0 if any(p.constant for p in parts) else 1.0
     return ReferenceColumn(
         whole,
-        parts[-1] if parts else None,
+        without_cells(parts[-1]) if parts else None,
         period_noise(parts),
         max(steps) if len(steps) >= 2 else None,
         narrowest,

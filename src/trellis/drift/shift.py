@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate
-from trellis.drift.statistics import jensen_shannon, ks_on_bins, psi, psi_bias
+from trellis.drift.statistics import jensen_shannon, ks_on_bins, kullback_leibler, psi, psi_bias, wasserstein
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
 
 
@@ -21,13 +23,16 @@ class Shift:
         raw_psi: The same before that.
         p_value: Chi-square on production counts, scaled by the column's own noise.
         adjusted: The same, adjusted over all questions of the look.
-        ks: Kolmogorov-Smirnov statistic on bins; 0 for categories.
+        ks: Kolmogorov-Smirnov statistic at every cell's edge; 0 for categories.
         jensen_shannon: Distance in [0, 1].
         moved: Wasserstein-1 distance in reference spreads; total variation for categories.
         null_rate: Share of nulls now.
         reference_null_rate: Share of nulls in training.
         unseen: Share of values that training did not have (categories whose whole vocabulary is known).
         effective_rows: Independent rows that would say as much.
+        kullback_leibler: Divergence of now from training, in nats.
+        wasserstein: Wasserstein-1 distance in the column's own unit; 0 for categories.
+        ks_p_value: Of the Kolmogorov-Smirnov statistic, on effective rows; reported, not judged; 1 for categories.
         level: 0 not shifted, 1 shifted, 2 strongly shifted.
     """
 
@@ -43,6 +48,9 @@ class Shift:
     reference_null_rate: float
     unseen: float
     effective_rows: float
+    kullback_leibler: float = 0.0
+    wasserstein: float = 0.0
+    ks_p_value: float = 1.0
     adjusted: float = 1.0
     level: int = 0
 
@@ -67,23 +75,30 @@ def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift
     rows = (float(old.sum()) / noise.effect, noise.effective(float(new.sum())))
     raw = psi(old, new)
     cells = int(((old > 0) | (new > 0)).sum())
-    numeric = isinstance(before, NumericSummary)
-    unseen = 0.0
+    unseen, far, ks = 0.0, 0.0, (0.0, 1.0)
     if isinstance(before, CategorySummary) and isinstance(now, CategorySummary) and not before.other:
         unseen = now.other / now.rows
+    if isinstance(before, NumericSummary) and isinstance(now, NumericSummary):
+        far = wasserstein(before, now)
+        fine = bool(before.fine) and len(before.fine) == len(now.fine)
+        sides = [np.array(s.fine if fine else s.counts, dtype=np.float64) for s in (before, now)]
+        ks = ks_on_bins(sides[0], sides[1], rows=rows)
     return Shift(
         name,
         view,
         max(0.0, raw - psi_bias(cells, *rows)),
         raw,
         noise.p_value(old, new),
-        ks_on_bins(old[:-1], new[:-1], rows=rows)[0] if numeric else 0.0,
+        ks[0],
         jensen_shannon(old, new),
         distance(before, now, before),
         null_rate(now),
         null_rate(before),
         unseen,
         rows[1],
+        kullback_leibler(old, new),
+        far,
+        ks[1],
     )
 
 

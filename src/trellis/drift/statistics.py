@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from trellis.drift.sketch import grid_of
 from trellis.drift.summary import GRID, NumericSummary
 
 Array = NDArray[np.float64]
@@ -58,6 +59,20 @@ def jensen_shannon(reference: Array, current: Array) -> float:
         left = np.where(p > 0, p * np.log2(p / middle), 0.0).sum()
         right = np.where(q > 0, q * np.log2(q / middle), 0.0).sum()
     return math.sqrt(max(0.0, float(left + right) / 2))
+
+
+def kullback_leibler(reference: Array, current: Array) -> float:
+    """Kullback-Leibler divergence of now from the reference, in nats: ``sum q log(q / p)``, shares floored as in PSI.
+
+    The half of PSI that says how surprising today's rows are to somebody who knows only training (Kullback & Leibler
+    1951).
+    """
+    kept = (reference > 0) | (current > 0)
+    if not reference.sum() or not current.sum():
+        return 0.0
+    p, q = np.maximum(shares(reference[kept]), SHARE_FLOOR), np.maximum(shares(current[kept]), SHARE_FLOOR)
+    p, q = p / p.sum(), q / q.sum()
+    return max(0.0, float((q * np.log(q / p)).sum()))
 
 
 def total_variation(reference: Array, current: Array) -> float:
@@ -132,11 +147,32 @@ def ks_exact(reference: Array, current: Array) -> tuple[float, float]:
     return statistic, kolmogorov_sf(statistic * math.sqrt(n * m / (n + m)))
 
 
-def wasserstein(first: NumericSummary, second: NumericSummary) -> float:
-    """Wasserstein-1 distance in the column's own unit, from the kept quantiles; 0 where a side has no numbers."""
-    if not first.quantiles or not second.quantiles:
+def wasserstein(reference: NumericSummary, current: NumericSummary) -> float:
+    """Wasserstein-1 distance in the column's own unit; 0 where a side has no numbers.
+
+    On the cells of the reference's grid where both sides kept them: within the training range the area between two
+    distribution functions that are exact at every cell's edge, beyond it the quantiles'. Otherwise from the 41
+    quantiles, whose outermost are single rows.
+    """
+    if not reference.quantiles or not current.quantiles:
         return 0.0
-    return quantile_distance(np.array(first.quantiles), np.array(second.quantiles))
+    if not reference.fine or len(reference.fine) != len(current.fine):
+        return quantile_distance(np.array(reference.quantiles), np.array(current.quantiles))
+    grid = grid_of(reference.layout)
+    edges = grid.fine[grid.first : grid.last + 1].astype(np.float64)
+    before, now = (np.cumsum(shares(np.array(s.fine, dtype=np.float64)))[:-1] for s in (reference, current))
+    quantiles = np.array(current.quantiles)
+    below = _beyond(edges[0] - quantiles, GRID, float(now[0]))
+    above = _beyond((quantiles - edges[-1])[::-1], GRID, 1 - float(now[-1]))
+    return float(np.trapezoid(np.abs(before - now), edges)) + below + above
+
+
+def _beyond(distance: Array, probability: Array, share: float) -> float:
+    """Area of the rows beyond an end: their distances from it, farthest first, down to 0 at ``share``."""
+    kept = probability < share
+    if not kept.any():
+        return 0.0
+    return float(np.trapezoid(np.append(np.maximum(distance[kept], 0), 0.0), np.append(probability[kept], share)))
 
 
 def quantile_distance(first: Array, second: Array, *, trim: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""What is kept of a column in a window: a histogram on the reference's bins, moments, quantiles; some hundred bytes.
+"""What is kept of a column in a window: a histogram on the reference's bins, moments, quantiles; a few kilobytes.
 
 Bins are open at both ends, so a value outside the training range has a place. Numbers are read as float32, as models
 see them, so that a value that went through JSON falls into the bin it was trained in.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from trellis.drift.sketch import PROBABILITIES, Layout, NumericSketch, merge_sketches, ranks, sketch
 from trellis.errors import DataError
 
-GRID = np.linspace(0.0, 1.0, 41)  # the probabilities of the kept quantiles; the ends are minimum and maximum
+GRID = PROBABILITIES
 _UNSEEN_KEPT = 5
 
 
@@ -32,8 +33,8 @@ class NumericSummary:
         invalid: Rows that held something that is no number.
         mean: Mean of the finite numbers; None without any.
         m2: Sum of squared deviations from the mean.
-        quantiles: Values at the 41 probabilities 0, 0.025, ... 1 (7 significant digits); empty without numbers.
-            Exact when summarised in one piece; within one grid step of rank after a merge.
+        quantiles: Values at the 41 probabilities 0, 0.025, ... 1; empty without numbers.
+        fine: Rows per cell of the training range (see ``trellis.drift.sketch``); empty where only bins were kept.
     """
 
     edges: tuple[float, ...]
@@ -43,7 +44,13 @@ class NumericSummary:
     mean: float | None = None
     m2: float = 0.0
     quantiles: tuple[float, ...] = ()
+    fine: tuple[int, ...] = ()
     kind: Literal["numeric"] = "numeric"
+
+    @property
+    def layout(self) -> Layout:
+        """The grid that this summary, as a reference, lays for windows."""
+        return Layout(self.edges, self.quantiles)
 
     @property
     def rows(self) -> int:
@@ -123,9 +130,13 @@ class Window:
     columns: dict[str, Summary]
     ages_hours: dict[str, float] = field(default_factory=dict)
 
+    def coarse(self) -> Window:
+        """Return it without the fine cells, as history needs it: a tenth of the size."""
+        return replace(self, columns={name: without_cells(summary) for name, summary in self.columns.items()})
 
-def numbers(values: NDArray[Any]) -> tuple[NDArray[np.float64], int, int]:
-    """Return the finite numbers (at float32 precision), the rows without one, and the rows that held something else."""
+
+def numbers(values: NDArray[Any]) -> tuple[NDArray[np.float32], int, int]:
+    """Return the finite numbers (as float32), the rows without one, and the rows that held something else."""
     array = np.asarray(values)
     invalid = 0
     if array.dtype.kind not in "fiub":
@@ -135,8 +146,9 @@ def numbers(values: NDArray[Any]) -> tuple[NDArray[np.float64], int, int]:
         invalid = int((coerced.isna() & ~empty).sum())
         array = coerced.to_numpy(dtype=np.float64)
     with np.errstate(over="ignore"):
-        single = array.astype(np.float32).astype(np.float64)
-    finite = single[np.isfinite(single)]
+        single = array.astype(np.float32, copy=False)
+    kept = np.isfinite(single)
+    finite = single if kept.all() else single[kept]
     return finite, len(single) - len(finite), invalid
 
 
@@ -147,10 +159,11 @@ def _coerced(series: pd.Series[Any]) -> pd.Series[float]:
         return pd.Series(np.nan, index=series.index)
 
 
-def reference_edges(values: NDArray[np.float64], bins: int) -> tuple[float, ...]:
+def reference_edges(values: NDArray[np.floating[Any]], bins: int) -> tuple[float, ...]:
     """Return interior edges at the quantiles; a value with a bin's worth of ties gets a bin of its own."""
     if not len(values):
         return ()
+    values = values.astype(np.float64, copy=False)
     cuts = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf")
     edges, ties = np.unique(cuts, return_counts=True)
     heavy = edges[(ties > 1) | (edges == values.min()) | (edges == values.max())]
@@ -158,23 +171,35 @@ def reference_edges(values: NDArray[np.float64], bins: int) -> tuple[float, ...]
     return tuple(float(e) for e in np.unique(np.concatenate([edges, below])))
 
 
-def summarise_numeric(values: NDArray[Any], edges: Sequence[float]) -> NumericSummary:
-    """Summarise numbers, shape ``(n,)``, of any dtype, on given interior edges."""
-    finite, nulls, invalid = numbers(values)
-    limits = np.asarray(edges, dtype=np.float64)
-    counts = np.bincount(np.searchsorted(limits, finite, side="left"), minlength=len(limits) + 1)
+def reference_layout(values: NDArray[Any], bins: int) -> Layout:
+    """Lay the grid that training numbers ask for."""
+    finite = numbers(values)[0]
     if not len(finite):
-        return NumericSummary(tuple(edges), tuple(counts.tolist()), nulls, invalid)
-    mean = float(finite.mean())
-    points = np.quantile(finite, GRID, method="inverted_cdf")
+        return Layout(())
+    points = np.sort(finite)[ranks(len(finite)) - 1]
+    return Layout(reference_edges(finite, bins), tuple(float(f"{p:.9g}") for p in points))
+
+
+def summarise_numeric(values: NDArray[Any], layout: Layout) -> NumericSummary:
+    """Summarise numbers, shape ``(n,)``, of any dtype, on a given grid."""
+    return summary_of(sketch_numeric(values, layout))
+
+
+def sketch_numeric(values: NDArray[Any], layout: Layout) -> NumericSketch:
+    """Read numbers, shape ``(n,)``, of any dtype, once."""
+    finite, nulls, invalid = numbers(values)
+    return sketch(finite, layout, nulls, invalid)
+
+
+def without_cells(summary: Summary) -> Summary:
+    """Keep bins, moments and quantiles only."""
+    return replace(summary, fine=()) if isinstance(summary, NumericSummary) else summary
+
+
+def summary_of(read: NumericSketch) -> NumericSummary:
+    """Read bins, moments and quantiles off a sketch."""
     return NumericSummary(
-        tuple(float(e) for e in limits),
-        tuple(counts.tolist()),
-        nulls,
-        invalid,
-        mean,
-        float(np.square(finite - mean).sum()),
-        tuple(float(f"{q:.7g}") for q in points),
+        read.layout.edges, read.binned(), read.nulls, read.invalid, read.mean, read.m2, read.quantiles(), read.fine()
     )
 
 
@@ -216,18 +241,76 @@ def summarise_category(values: NDArray[Any], known: Sequence[str]) -> CategorySu
 def summarise_like(values: NDArray[Any], reference: Summary) -> Summary:
     """Summarise a column on the bins or the vocabulary of ``reference``."""
     if isinstance(reference, NumericSummary):
-        return summarise_numeric(values, reference.edges)
+        return summarise_numeric(values, reference.layout)
     return summarise_category(values, reference.values)
 
 
-def merge(first: Summary, second: Summary) -> Summary:
-    """Return the summary of both windows' rows (moments by Chan, Golub & LeVeque 1979).
+@dataclass(frozen=True)
+class WindowSketch:
+    """One part of a window, as one machine or one file of the log holds it.
+
+    Attributes:
+        start: First moment, RFC 3339 in UTC, inclusive.
+        end: Last moment, exclusive.
+        rows: Rows in it.
+        columns: Sketch of every number, counts of every category.
+        ages: Ages of the features when used, in hours, by feature view.
+    """
+
+    start: str
+    end: str
+    rows: int
+    columns: dict[str, NumericSketch | CategorySummary]
+    ages: dict[str, NumericSketch] = field(default_factory=dict)
+
+    def window(self) -> Window:
+        """Read the summaries off."""
+        columns: dict[str, Summary] = {
+            name: summary_of(part) if isinstance(part, NumericSketch) else part for name, part in self.columns.items()
+        }
+        middle = len(GRID) // 2
+        ages = {view: found[middle] for view, age in self.ages.items() if (found := age.quantiles())}
+        return Window(self.start, self.end, self.rows, columns, ages)
+
+
+def merge(first: WindowSketch, second: WindowSketch) -> WindowSketch:
+    """Return the sketch of both parts' rows: exactly what one machine would have made of all of them.
+
+    A column that only one part has counts as null in the other's rows.
 
     Raises:
         DataError: They stand on different bins or vocabularies.
     """
-    if isinstance(first, NumericSummary) and isinstance(second, NumericSummary) and first.edges == second.edges:
-        return _merge_numeric(first, second)
+    columns: dict[str, NumericSketch | CategorySummary] = {}
+    for name in (*first.columns, *(n for n in second.columns if n not in first.columns)):
+        parts = [_or_nulls(s.columns.get(name), other.columns.get(name), s.rows) for s, other in _both(first, second)]
+        columns[name] = _merged(parts[0], parts[1])
+    ages = {**first.ages, **second.ages}
+    ages |= {view: merge_sketches(first.ages[view], second.ages[view]) for view in first.ages.keys() & second.ages}
+    start, end = min(first.start, second.start), max(first.end, second.end)
+    return WindowSketch(start, end, first.rows + second.rows, columns, ages)
+
+
+def _both(first: WindowSketch, second: WindowSketch) -> tuple[tuple[WindowSketch, WindowSketch], ...]:
+    return (first, second), (second, first)
+
+
+def _or_nulls(
+    part: NumericSketch | CategorySummary | None, other: NumericSketch | CategorySummary | None, rows: int
+) -> NumericSketch | CategorySummary:
+    if part is not None:
+        return part
+    if isinstance(other, NumericSketch):
+        return NumericSketch(other.layout, nulls=rows)
+    assert other is not None
+    return replace(other, counts=(0,) * len(other.values), other=0, nulls=rows, examples=())
+
+
+def _merged(
+    first: NumericSketch | CategorySummary, second: NumericSketch | CategorySummary
+) -> NumericSketch | CategorySummary:
+    if isinstance(first, NumericSketch) and isinstance(second, NumericSketch):
+        return merge_sketches(first, second)
     if isinstance(first, CategorySummary) and isinstance(second, CategorySummary) and first.values == second.values:
         return CategorySummary(
             first.values,
@@ -237,31 +320,6 @@ def merge(first: Summary, second: Summary) -> Summary:
             tuple(sorted({*first.examples, *second.examples})[:_UNSEEN_KEPT]),
         )
     raise DataError(
-        "Two summaries on different bins cannot be merged.", remedy="Summarise both against the same reference."
+        "Two summaries on different vocabularies cannot be merged.",
+        remedy="Summarise both against the same reference.",
     )
-
-
-def _merge_numeric(first: NumericSummary, second: NumericSummary) -> NumericSummary:
-    n, m = sum(first.counts), sum(second.counts)
-    counts = tuple(a + b for a, b in zip(first.counts, second.counts, strict=True))
-    nulls, invalid = first.nulls + second.nulls, first.invalid + second.invalid
-    if first.mean is None or second.mean is None:
-        kept = second if first.mean is None else first
-        return NumericSummary(first.edges, counts, nulls, invalid, kept.mean, kept.m2, kept.quantiles)
-    delta = second.mean - first.mean
-    mean = first.mean + delta * m / (n + m)
-    m2 = first.m2 + second.m2 + delta * delta * n * m / (n + m)
-    return NumericSummary(first.edges, counts, nulls, invalid, mean, m2, _mixed_quantiles(first, n, second, m))
-
-
-def _mixed_quantiles(first: NumericSummary, n: int, second: NumericSummary, m: int) -> tuple[float, ...]:
-    points = np.concatenate([first.quantiles, second.quantiles])
-    step = 1 / (len(GRID) - 1)
-    ends = np.full(len(GRID), step)
-    ends[0] = ends[-1] = step / 2
-    weights = np.concatenate([ends * n, ends * m])
-    order = np.argsort(points, kind="stable")
-    reached = np.cumsum(weights[order]) / weights.sum()
-    chosen = points[order][np.minimum(np.searchsorted(reached, GRID - 1e-12), len(points) - 1)]
-    chosen[0], chosen[-1] = points.min(), points.max()
-    return tuple(float(q) for q in chosen)

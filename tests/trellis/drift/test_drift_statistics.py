@@ -12,7 +12,7 @@ from scipy import special, stats
 from scipy.spatial.distance import jensenshannon
 
 from trellis.drift import statistics as ours
-from trellis.drift.summary import reference_edges, summarise_numeric
+from trellis.drift.summary import reference_layout, summarise_numeric
 
 counts = st.lists(st.integers(0, 500), min_size=2, max_size=12)
 
@@ -65,19 +65,40 @@ def test_exact_ks_is_scipys_and_the_binned_one_never_claims_more() -> None:
         statistic, p_value = ours.ks_exact(x, y)
         assert statistic == pytest.approx(exact.statistic)
         assert p_value == pytest.approx(special.kolmogorov(statistic * math.sqrt(900 * 700 / 1600)))
-        edges = reference_edges(x, 10)
-        a, b = (np.array(summarise_numeric(v, edges).counts, float) for v in (x, y))
-        binned, cautious = ours.ks_on_bins(a, b)
+        layout = reference_layout(x, 10)
+        bins, cells = (
+            [np.array(getattr(summarise_numeric(v, layout), kept), float) for v in (x, y)]
+            for kept in ("counts", "fine")
+        )
+        binned, cautious = ours.ks_on_bins(*bins)
         assert binned <= statistic + 1e-12
         assert cautious >= p_value - 1e-12
+        # On the grid's cells it is the exact one but for the rows of one cell.
+        finer, _ = ours.ks_on_bins(*cells)
+        assert binned - 1e-12 <= finer <= statistic + 1e-12
+        assert statistic - finer <= 0.02
 
 
-def test_wasserstein_from_quantiles_is_near_scipys() -> None:
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.5, 5.0, -40.0])
+@pytest.mark.parametrize("draw", ["normal", "gamma", "whole"])
+def test_ks_and_wasserstein_on_a_sketch_are_scipys_on_the_rows(shift: float, draw: str) -> None:
+    """The stated tolerance: 0.01 of the KS statistic, 2 % of the distance or 0.002 spreads."""
     rng = np.random.default_rng(4)
-    x, y = rng.gamma(2, 3, 20_000), rng.gamma(2.5, 3, 20_000) + 0.5
-    a, b = summarise_numeric(x, (1.0,)), summarise_numeric(y, (1.0,))
-    # The outermost quantiles are single rows, which the trapezoids give a 40th of the weight.
-    assert ours.wasserstein(a, b) == pytest.approx(stats.wasserstein_distance(x, y), rel=0.08)
+    n, m = 40_000, 30_000
+    x, y = {
+        "normal": lambda: (rng.normal(20, 3, n), rng.normal(20 + shift, 3.3, m)),
+        "gamma": lambda: (rng.gamma(2, 3, n), rng.gamma(2.5, 3, m) + shift),
+        "whole": lambda: (rng.poisson(9, n).astype(float), rng.poisson(9, m) + np.rint(shift)),
+    }[draw]()
+    layout = reference_layout(x, 10)
+    a, b = summarise_numeric(x, layout), summarise_numeric(y, layout)
+    ks, _ = ours.ks_on_bins(np.array(a.fine, float), np.array(b.fine, float))
+    assert ks == pytest.approx(stats.ks_2samp(x, y, method="asymp").statistic, abs=0.01)
+    assert ours.wasserstein(a, b) == pytest.approx(stats.wasserstein_distance(x, y), rel=0.02, abs=0.002 * x.std())
+    old, new = a.cells, b.cells
+    kept = (old > 0) | (new > 0)
+    p, q = np.maximum(old[kept] / n, 1e-3), np.maximum(new[kept] / m, 1e-3)
+    assert ours.kullback_leibler(old, new) == pytest.approx(stats.entropy(q, p), abs=1e-9)
 
 
 def test_psi_closed_form() -> None:
