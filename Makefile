@@ -34,9 +34,9 @@ COMPILE = uv pip compile pyproject.toml --quiet --no-emit-index-url --no-emit-fi
 lock: ## Bring requirements.lock, and the images' parts of it, in step with pyproject.toml (needs uv); UPGRADE=1 moves every pin to its newest release
 	$(COMPILE) --all-extras --group dev $(if $(UPGRADE),--upgrade,--upgrade-package torch) -o requirements.lock >/dev/null
 	@cut_out() { out=$$1; shift; $(COMPILE) $${@/#/--extra=} -c requirements.lock --upgrade -o infra/docker/$$out.lock >/dev/null; }; \
-	cut_out serving serving features postgres && \
+	cut_out serving serving features postgres signing && \
 	cut_out tools tracking pipelines monitoring postgres s3 && \
-	cut_out worker features tracking pipelines monitoring models postgres s3
+	cut_out worker features tracking pipelines monitoring models postgres s3 signing
 	@sed -i.bak 's/+cpu$$//' requirements.lock infra/docker/*.lock && rm requirements.lock.bak infra/docker/*.bak
 
 demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain

@@ -23,6 +23,7 @@ from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
 from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
+from trellis.adapters.signing import sign_artifact
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks
 from trellis.contract import ExportsOnnx, TrainingData, TrainingRun, select
@@ -190,7 +191,7 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
     scores = score(plugin, predictor, test)
     theirs = None
     if rival is not None:
-        theirs = score(plugin, load_predictor(plugin, Path(rival.path), rival.digest)[0], test)
+        theirs = score(plugin, load_predictor(plugin, Path(rival.path), rival.digest, settings().verify_key)[0], test)
     found = intervals(
         spec.task, test.target, scores, blocks_of(test.time, test.row_id), seed=candidate.recipe.seed, replicates=500
     )
@@ -267,6 +268,9 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
             "conformance.json": report,
         },
     )
+    if settings().signing_key is not None:
+        secret = settings().signing_password
+        sign_artifact(Path(candidate.path), settings().signing_key, secret.get_secret_value() if secret else None)
     version = registry().register(Path(candidate.path), read_manifest(Path(candidate.path)), record)
     registry().attach(version, f"evidence/{decision.id}.json", json.dumps(json.loads(dumps(decision)), indent=1))
     decisions().record(decision)

@@ -53,6 +53,7 @@ class Limits(Protocol):
     request_seconds: float
     max_waiting: int
     cache_seconds: float
+    verify_key: Path | None
 
 
 class PredictionService:
@@ -83,7 +84,7 @@ class PredictionService:
         self._limits = limits
         self.metrics = metrics or Metrics()
         self._features = features
-        self.models = Models(plans, plugins, self.metrics, self._open_features)
+        self.models = Models(plans, plugins, self.metrics, self._open_features, limits.verify_key)
         self._logs = Logs(home, limits.flush_seconds)
         self._shadows = shadows
         self._guard = Guard(keys, self.metrics)

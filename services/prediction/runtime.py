@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from services.prediction.columns import batch, to_json
 from services.prediction.errors import VersionError
 from services.prediction.metrics import Metrics
-from trellis.artifact import ONNX_MODEL, verify
+from trellis.adapters.signing import verify_artifact
+from trellis.artifact import ONNX_MODEL
 from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
 from trellis.errors import ArtifactError, TrellisError, UnknownModelError, close_matches
 from trellis.rollout.plan import RolloutPlan, Variant
@@ -135,6 +136,7 @@ class Models:
         plugins: The catalogue.
         metrics: The counters.
         prepare: Called once with every model before its first version is loaded, for whatever is slow the first time.
+        verify_key: The public key that every version must be signed for; None takes unsigned ones.
     """
 
     def __init__(
@@ -143,11 +145,13 @@ class Models:
         plugins: Plugins,
         metrics: Metrics,
         prepare: Callable[[ModelRuntime], None] = lambda _model: None,
+        verify_key: Path | None = None,
     ) -> None:
         self._plans = plans
         self._plugins = plugins
         self._metrics = metrics
         self._prepare_model = prepare
+        self._verify_key = verify_key
         self._models: dict[str, ModelRuntime] = {}
         self._broken: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
@@ -231,7 +235,7 @@ class Models:
                 versions[variant.version] = held
                 continue
             try:
-                versions[variant.version] = load(model, variant)
+                versions[variant.version] = load(model, variant, self._verify_key)
             except Exception as error:  # an author's code may raise anything
                 faults[variant.version] = self._failed(name, f"version {variant.version}", error, model.tried == plan)
         repeated, model.tried = model.tried == plan, plan
@@ -279,14 +283,14 @@ def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:
     return active.champion
 
 
-def load(model: ModelRuntime, variant: Variant) -> LoadedVersion:
+def load(model: ModelRuntime, variant: Variant, verify_key: Path | None = None) -> LoadedVersion:
     """Verify, load and warm one version, apart from anything that is serving.
 
     Raises:
         TrellisError: The files are not what the plan promises, cannot be loaded, or do not score.
     """
     directory = Path(variant.location)
-    manifest = verify(directory, variant.digest)
+    manifest = verify_artifact(directory, variant.digest, verify_key)
     if manifest.model != model.name:
         raise ArtifactError(f"The artifact is of {manifest.model!r}, not {model.name!r}.", where=directory)
     predictor: Predictor

@@ -121,7 +121,7 @@ def open_service(config: Settings) -> PredictionService:
     """Build the service of this process from the settings."""
     plans = PlanStore(config.database_url)
     home, metrics = config.home.resolve(), Metrics()
-    shadows = Shadows(home, config.models.resolve(), metrics)
+    shadows = Shadows(home, config.models.resolve(), metrics, verify_key=config.verify_key)
     keys = KeyStore(config.database_url) if config.needs_keys else None
     return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows, keys)
 

@@ -37,10 +37,12 @@ class Host:
     Args:
         home: Trellis's home; the answers go to ``<home>/shadows/<model>/``.
         models: Directory of plug-in folders.
+        verify_key: The public key that every version must be signed for; None takes unsigned ones.
     """
 
-    def __init__(self, home: Path, models: Path) -> None:
+    def __init__(self, home: Path, models: Path, verify_key: Path | None = None) -> None:
         self._home = home
+        self._verify_key = verify_key
         self._plugins = Catalogue([models])
         self._models: dict[str, ModelRuntime] = {}
         self._held: dict[tuple[str, str, str], LoadedVersion] = {}
@@ -71,7 +73,8 @@ class Host:
         key = (name, message["version"], message["digest"])
         held = self._held.pop(key, None)
         if held is None:
-            held = load(model, Variant(message["version"], "canary", 0.0, message["location"], message["digest"]))
+            variant = Variant(message["version"], "canary", 0.0, message["location"], message["digest"])
+            held = load(model, variant, self._verify_key)
         self._held[key] = held  # the last used is the last to go
         while len(self._held) > _MOST_HELD:
             del self._held[next(iter(self._held))]
@@ -116,13 +119,14 @@ def main() -> None:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--seconds", type=float, required=True, help="After which a message counts as hung.")
+    parser.add_argument("--verify-key", type=Path, help="Public key that every version must be signed for.")
     given = parser.parse_args()
     silence_telemetry()
     logging.basicConfig(level=logging.WARNING)
     os.nice(10)  # the primary goes first
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a plug-in prints must not mix with the answers
-    host = Host(given.home, given.models)
+    host = Host(given.home, given.models, given.verify_key)
     for line in sys.stdin.buffer:
         faulthandler.dump_traceback_later(2 * given.seconds, exit=True)
         answer = host.answer(from_json(line))

@@ -48,13 +48,24 @@ class Shadows:
         most: Records that may wait; further ones are dropped.
         seconds: After which a shadow at work counts as hung.
         rest: Seconds for which a version that failed is left alone, at first.
+        verify_key: The public key that every shadow must be signed for; None takes unsigned ones.
     """
 
     def __init__(
-        self, home: Path, models: Path, metrics: Metrics, *, most: int = 512, seconds: float = 5.0, rest: float = 30.0
+        self,
+        home: Path,
+        models: Path,
+        metrics: Metrics,
+        *,
+        most: int = 512,
+        seconds: float = 5.0,
+        rest: float = 30.0,
+        verify_key: Path | None = None,
     ) -> None:
         self._command = [sys.executable, "-m", "services.prediction.shadow_host", "--home", str(home)]
         self._command += ["--models", str(models), "--seconds", str(max(seconds, _LOAD_SECONDS))]
+        if verify_key is not None:
+            self._command += ["--verify-key", str(verify_key.resolve())]
         self._metrics = metrics
         self._most = most
         self._seconds = seconds

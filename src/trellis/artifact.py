@@ -19,6 +19,7 @@ from trellis.decision import dumps
 from trellis.errors import ArtifactError, DigestMismatchError, UnsafeFormatError
 
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"  # over all the rest, the manifest included
 ONNX_MODEL = "model.onnx"
 FORMAT = 1
 
@@ -160,10 +161,10 @@ def _inspect(directory: Path) -> dict[str, dict[str, str | int]]:
     files: dict[str, dict[str, str | int]] = {}
     for path in sorted(p for p in directory.rglob("*") if not p.is_dir()):
         name = path.relative_to(directory).as_posix()
-        if name == MANIFEST:
-            continue
         if path.is_symlink():
             raise UnsafeFormatError(f"{name} is a link.", where=directory, remedy="Write the file itself.")
+        if name in (MANIFEST, SIGNATURE):
+            continue
         _require_safe(path, name)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ TrellisError
 ├── RequestError                something wrong with what a caller sent (a 4xx)
 ├── ArtifactError               something wrong with a model's files
 │   ├── DigestMismatchError     a file is not the one that was sealed
+│   ├── SignatureError          it is not signed by the key that is trusted
 │   └── UnsafeFormatError       a format that could run code, or is not on the allow-list
 ├── RegistryError               a version, alias or decision is not there, or cannot be written
 ├── RolloutError
@@ -121,6 +122,10 @@ class ArtifactError(TrellisError):
 
 class DigestMismatchError(ArtifactError):
     """A file is not the one that was sealed."""
+
+
+class SignatureError(ArtifactError):
+    """An artifact is not signed, or not by the key that is trusted, or not as it is now."""
 
 
 class UnsafeFormatError(ArtifactError):

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trellis.errors import ConfigError, close_matches
@@ -49,6 +49,13 @@ class Settings(BaseSettings):
     )
     auth: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether requests need an API key; auto asks for one wherever HOST is not loopback."
+    )
+    signing_key: Path | None = Field(
+        None, description="PEM file of the private key that signs artifacts when they are registered; unset: unsigned."
+    )
+    signing_password: SecretStr | None = Field(None, description="Password of that key, if it is encrypted.")
+    verify_key: Path | None = Field(
+        None, description="PEM file of the public key that every artifact must be signed for; unset: not asked for."
     )
     plan_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often a serving process looks for a new plan.")
     flush_seconds: float = Field(

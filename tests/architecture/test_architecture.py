@@ -21,6 +21,7 @@ VENDORS = {
     "feast",
     "great_expectations",
     "mlflow",
+    "model_signing",
     "onnxruntime",
     "prefect",
     "prometheus_client",

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trellis.artifact import verify
-from trellis.errors import BrokenPluginError, CorruptSnapshotError, DigestMismatchError
+from trellis.adapters.signing import verify_artifact
+from trellis.artifact import SIGNATURE, verify
+from trellis.errors import BrokenPluginError, CorruptSnapshotError, DigestMismatchError, SignatureError
 
 ROOT = Path(__file__).parents[2]
 UNTIL = "2013-05-01T00:00:00Z"
@@ -49,6 +50,30 @@ def test_a_first_version_is_gated_registered_and_planned_with_its_lineage(home: 
     # The bad row went to quarantine with its reason and is in no training set.
     reports = list((home / "quarantine").glob("*/report.json"))
     assert json.loads(reports[0].read_text())[0]["quarantined"] == 1
+
+
+def test_a_version_is_signed_when_it_is_registered_and_the_next_one_asks_for_it(home: Path, tmp_path, monkeypatch):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from pipelines.stores import registry
+    from trellis.settings import settings
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding, hidden = serialization.Encoding.PEM, serialization.BestAvailableEncryption(b"open sesame")
+    public = key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, hidden))
+    (tmp_path / "key.pub").write_bytes(public)
+    monkeypatch.setenv("TRELLIS_SIGNING_KEY", str(tmp_path / "key.pem"))
+    monkeypatch.setenv("TRELLIS_SIGNING_PASSWORD", "open sesame")
+    monkeypatch.setenv("TRELLIS_VERIFY_KEY", str(tmp_path / "key.pub"))
+    settings.cache_clear()
+    assert "open sesame" not in repr(settings())
+    version = registry().version("toy_binary", _train().version)
+    assert verify_artifact(Path(version.location), version.digest, tmp_path / "key.pub")
+    (Path(version.location) / SIGNATURE).unlink()
+    with pytest.raises(SignatureError, match="not signed"):
+        _train(seed=5)  # is compared with the champion, whose files nobody vouches for any more
 
 
 def test_running_again_doubles_nothing_and_the_same_seed_gives_the_same_artifact(home: Path):

@@ -30,6 +30,7 @@ class Limits:
     request_seconds: float = 10.0
     max_waiting: int = 256
     cache_seconds: float = 0.0
+    verify_key: Path | None = None
 
 
 @dataclass

@@ -290,6 +290,8 @@ def _check(name: str, scopes: Sequence[str], lifetime: timedelta | None, per_min
 
 
 def _note(connection: sa.Connection, key_id: str, action: str, at: datetime, who: str, why: str) -> None:
+    if not who.strip() or not why.strip():
+        raise ConfigError("An action by hand needs a name and a reason.", remedy='Give --who and --why "…".')
     connection.execute(_actions.insert().values(key_id=key_id, action=action, at=at.isoformat(), who=who, why=why))
 
 

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trellis.artifact import ONNX_MODEL, verify
+from trellis.adapters.signing import verify_artifact
+from trellis.artifact import ONNX_MODEL
 from trellis.contract import ModelPlugin, Predictor
 from trellis.errors import ArtifactError
 
 
-def load_predictor(plugin: ModelPlugin, directory: Path, digest: str | None = None) -> tuple[Predictor, str]:
+def load_predictor(
+    plugin: ModelPlugin, directory: Path, digest: str | None = None, key: Path | None = None
+) -> tuple[Predictor, str]:
     """Check an artifact and load it the way it will be served.
 
     Args:
         plugin: The model's plug-in.
         directory: The artifact.
         digest: The digest it must have; None takes the manifest's word.
+        key: The public key it must be signed for; None takes unsigned ones.
 
     Returns:
         The predictor, and ``onnx`` or ``python``.
 
     Raises:
-        ArtifactError: It is another model's, or not what was sealed (see ``trellis.artifact.verify``).
+        ArtifactError: It is another model's, or not what was sealed (see ``verify_artifact``).
+        SignatureError: There is a key, and the artifact is not signed by it.
     """
-    manifest = verify(directory, digest)
+    manifest = verify_artifact(directory, digest, key)
     if manifest.model != plugin.spec.name:
         raise ArtifactError(f"The artifact is of {manifest.model!r}, not of {plugin.spec.name!r}.", where=directory)
     if ONNX_MODEL in manifest.files:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import backup, batch, decisions, keys, models, rollout, rooms
+from trellis.cli import audit, backup, batch, decisions, keys, models, rollout, rooms
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -21,6 +21,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(keys.app, name="keys")
 decisions.add_to(app)
+audit.add_to(app)
 batch.add_to(app)
 backup.add_to(app)
 rooms.add_to(app)

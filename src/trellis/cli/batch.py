@@ -49,7 +49,7 @@ def predict_batch(
 
     plugin = Catalogue([settings().models]).plugin(model)
     chosen, location, digest = locate(model, version or (None if overwrite else begun_version(output)))
-    predictor, engine = load_predictor(plugin, location, digest)
+    predictor, engine = load_predictor(plugin, location, digest, settings().verify_key)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=as_json or not console.is_terminal) as bar:
@@ -96,7 +96,7 @@ def export(
 
     spec = Catalogue([settings().models]).plugin(model).spec
     chosen, location, digest = locate(model, version)
-    manifest = export_model(spec, location, directory, version=chosen, digest=digest)
+    manifest = export_model(spec, location, directory, version=chosen, digest=digest, key=settings().verify_key)
     if as_json:
         made = {"model": model, "version": chosen, "digest": manifest.digest, "directory": str(directory)}
         typer.echo(json.dumps(made, indent=2))

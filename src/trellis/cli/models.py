@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trellis.artifact import SIGNATURE, verify
 from trellis.catalog import Catalogue
 from trellis.decision import to_json_value
-from trellis.errors import StorageError, TrellisError
+from trellis.errors import ConfigError, StorageError, TrellisError
 from trellis.settings import settings, silence_telemetry
 
 if TYPE_CHECKING:
@@ -208,3 +209,26 @@ def new(
     for path in sorted(folder.rglob("*")):
         typer.echo(f"  {path.relative_to(folder)}")
     typer.echo(f"It passes as it is: trellis models check {name}\nThen follow {folder / 'README.md'}")
+
+
+@app.command("sign")
+@_friendly
+def sign(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="The version.")],
+    why: Annotated[str, typer.Option(help="The reason, which is kept.")],
+    who: Annotated[str, typer.Option(help="Who does it.")] = "operator",
+) -> None:
+    """Sign a version that is registered already, with TRELLIS_SIGNING_KEY; `trellis audit` lists it."""
+    from trellis.adapters.audit_trail import AuditTrail
+    from trellis.adapters.signing import sign_artifact
+    from trellis.cli.batch import locate
+
+    key, secret = settings().signing_key, settings().signing_password
+    if key is None:
+        raise ConfigError("There is no key to sign with.", where="TRELLIS_SIGNING_KEY", remedy="Name its PEM file.")
+    chosen, location, digest = locate(name, version)
+    verify(location, digest)
+    AuditTrail(settings().database_url).record("artifact sign", f"{name} v{chosen} {digest[:12]}", who=who, why=why)
+    sign_artifact(location, key, secret.get_secret_value() if secret else None)
+    typer.echo(f"Version {chosen} of {name} is signed: {location / SIGNATURE}")

@@ -70,7 +70,7 @@ def show(model: Model, as_json: AsJson = False) -> None:
     for name in ("revision", "when", "traffic", "who", "why"):
         table.add_column(name, overflow="fold")
     for change in history:
-        table.add_row(str(change.plan.revision), str(change.at)[:19], _traffic(change.plan), change.who, change.why)
+        table.add_row(str(change.plan.revision), str(change.at)[:19], traffic(change.plan), change.who, change.why)
     Console().print(table)
     _tell(controller, model, as_json)
 
@@ -92,7 +92,7 @@ def explain(model: Model, as_json: AsJson = False) -> None:
     for t in found:
         event = t.state.moved_at or t.state.entered_at
         table.add_row(
-            t.state.id, (event or t.at)[:16], _place(t.state), str(t.revision), t.who, t.why, t.decision or "–"
+            t.state.id, (event or t.at)[:16], place(t.state), str(t.revision), t.who, t.why, t.decision or "–"
         )
     Console().print(table)
     last = next((t.decision for t in reversed(found) if t.decision), "")
@@ -230,17 +230,19 @@ def _tell(controller: Any, model: str, as_json: bool) -> None:
         told = {"plan": plan, "rollout": state, "history": controller.plans.history(model)}
         typer.echo(json.dumps(json.loads(dumps(told)), indent=2))
         return
-    typer.echo(f"{model}: {_traffic(plan)} (revision {plan.revision}).")
+    typer.echo(f"{model}: {traffic(plan)} (revision {plan.revision}).")
     if state is not None:
-        typer.echo(f"Rollout {state.id} ({state.strategy}): {_place(state)}.")
+        typer.echo(f"Rollout {state.id} ({state.strategy}): {place(state)}.")
 
 
-def _traffic(plan: Any) -> str:
+def traffic(plan: Any) -> str:
+    """Say who answers which share."""
     shares = [f"v{v.version} {v.weight:.0%} ({v.role})" for v in plan.variants]
     return ", ".join([*shares, *(f"v{s.version} shadows {s.sample_rate:.0%}" for s in plan.shadows)])
 
 
-def _place(state: Any) -> str:
+def place(state: Any) -> str:
+    """Say where a rollout stands."""
     text: str = state.stage.replace("_", " ")
     if state.stage == "trial" and state.strategy == "canary":
         text += f", step {state.step + 1}"
@@ -251,7 +253,7 @@ def _place(state: Any) -> str:
 
 def _variant(controller: Any, model: str, version: str) -> Any:
     """Return a version with its files' place and digest, checked; from the plan's history, or else the registry."""
-    from trellis.artifact import verify
+    from trellis.adapters.signing import verify_artifact
     from trellis.rollout import Variant
 
     known = [v for c in controller.plans.history(model) for v in c.plan.variants if v.version == version]
@@ -263,7 +265,7 @@ def _variant(controller: Any, model: str, version: str) -> Any:
         registry = ModelRegistry(settings().tracking_uri, settings().directory("mlflow", "artifacts"))
         found = registry.version(model, version)
         location, digest = str(found.location), found.digest
-    verify(Path(location), digest)
+    verify_artifact(Path(location), digest, settings().verify_key)
     return Variant(version, "canary", 0.0, location, digest)
 
 

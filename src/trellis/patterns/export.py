@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from trellis.artifact import MANIFEST, ONNX_MODEL, Manifest, verify
+from trellis.adapters.signing import verify_artifact
+from trellis.artifact import MANIFEST, ONNX_MODEL, Manifest
 from trellis.contract import Field, ModelSpec
 from trellis.errors import ArtifactError, StorageError
 
@@ -22,7 +23,13 @@ _RUNNER = Path(__file__).with_name("score_lines.py")
 
 
 def export_model(
-    spec: ModelSpec, artifact: Path, directory: Path, *, version: str, digest: str | None = None
+    spec: ModelSpec,
+    artifact: Path,
+    directory: Path,
+    *,
+    version: str,
+    digest: str | None = None,
+    key: Path | None = None,
 ) -> Manifest:
     """Write a version as a directory that scores by itself; it appears whole or not at all.
 
@@ -32,12 +39,14 @@ def export_model(
         directory: Where to write; it must not be there yet, or be empty.
         version: The version's name.
         digest: The digest the artifact must have.
+        key: The public key it must be signed for; None takes unsigned ones.
 
     Raises:
         ArtifactError: The artifact is another model's, is not what was sealed, or has no ONNX graph.
+        SignatureError: There is a key, and the artifact is not signed by it.
         StorageError: The directory holds something, or the disk refuses.
     """
-    manifest = verify(artifact, digest)
+    manifest = verify_artifact(artifact, digest, key)
     if manifest.model != spec.name:
         raise ArtifactError(f"The artifact is of {manifest.model!r}, not of {spec.name!r}.", where=artifact)
     if ONNX_MODEL not in manifest.files:
