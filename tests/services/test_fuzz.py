@@ -134,7 +134,7 @@ def test_what_is_fuzzed_is_the_whole_api_and_good_bodies_get_through(shared_worl
     } <= paths
     counted = {}
 
-    @settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def some(data):
         operation = document["paths"]["/v1/models/toy_linear/predict"]["post"]
