@@ -42,7 +42,7 @@ lock: ## Bring requirements.lock, and the images' parts of it, in step with pypr
 demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain
 	$(BIN)/trellis demo
 
-ui: install ## Open the pages of the last demo: MLflow, Evidently, the service's API
+ui: install ## Open the pages of the last demo: the models' own, MLflow, Evidently, the service's API
 	$(BIN)/trellis ui
 
 serve: install ## Serve the models that have a rollout plan

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from monitoring.alerts import follow_up
 from monitoring.files import write_atomically
+from monitoring.look import look_of
 from monitoring.metrics import publish
 from monitoring.performance import Point, realised
 from monitoring.served import ages_hours, model_columns
 from monitoring.subject import Subject
+from trellis.adapters.look_store import LookStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
@@ -117,6 +119,8 @@ def watch(
     series = realised(spec, shown, cells, place, made["version"], joined, score)
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))
+    look = look_of(subject, shown, cells, found, place, decision, diagnosis)
+    write_atomically(LookStore(home).path(look), dumps(look))
     alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
     publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, series, found.findings)
     written = None

@@ -1,4 +1,4 @@
-"""The pages of what was run: MLflow, Evidently and the service's API, until interrupted (``trellis ui``)."""
+"""The pages of what was run: console, MLflow, Evidently, the service's API, until interrupted (``trellis ui``)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ def pages() -> list[Page]:
     config, host = settings(), settings().host
     home = config.directory()
     found = []
+    if (home / "store" / "trellis.db").exists() or (home / "looks").exists():
+        port = free_port(host, config.console_port)
+        command = (sys.executable, "-m", "services.console", "--port", str(port))
+        found.append(
+            Page("Console", "how every model stands, why, what is next", f"http://{host}:{port}/ui", command, {})
+        )
     if (home / "mlflow" / "mlflow.db").exists():
         port = free_port(host, 5000)
         command = ("mlflow", "server", "--host", host, "--port", str(port), "--workers", "1")

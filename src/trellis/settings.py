@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     feature_repo: Path = Field(Path("feature_repo"), description="Directory of the Feast definitions.")
     host: str = Field("127.0.0.1", description="Address the services listen on; loopback unless asked.")
     port: int = Field(3000, ge=0, le=65535, description="Port of the prediction service.")
+    console_port: int = Field(3001, ge=0, le=65535, description="Port of the console's pages, /ui.")
     mlflow_uri: str | None = Field(None, description="MLflow store; SQLite in the home if unset.")
     store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite if unset.")
     online_store: str = Field(
@@ -94,12 +95,15 @@ class Settings(BaseSettings):
     @property
     def needs_keys(self) -> bool:
         """Whether the prediction service asks for API keys."""
-        if self.auth != "auto":
-            return self.auth == "on"
+        return self.auth == "on" or (self.auth == "auto" and not self.is_loopback)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches what listens."""
         try:
-            return not ip_address(self.host).is_loopback
+            return ip_address(self.host).is_loopback
         except ValueError:
-            return self.host != "localhost"
+            return self.host == "localhost"
 
     def directory(self, *parts: str) -> Path:
         """Return an absolute directory below the home, made if it is not there."""

@@ -20,6 +20,7 @@ VENDORS = {
     "evidently",
     "feast",
     "great_expectations",
+    "jinja2",
     "mlflow",
     "model_signing",
     "onnxruntime",

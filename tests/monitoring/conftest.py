@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 
 from monitoring.subject import Subject
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
-from trellis.contract import DriftPolicy, Field, Metric, ModelSpec, Target
+from trellis.contract import DriftPolicy, Field, Metric, ModelSpec, RolloutPolicy, Target
 from trellis.drift import build_reference
 from trellis.metrics import blocks_of, row_loss
 from trellis.sums import loss_sums
@@ -160,3 +163,113 @@ def subject() -> Subject:
 @pytest.fixture
 def served(tmp_path: Path, subject: Subject) -> Served:
     return Served(tmp_path, subject)
+
+
+EVIL = "<img src=x onerror=document.title=1>"
+
+
+class ConsoleWorld:
+    """Two weeks of ferries, a healthy one and one in Celsius, with a canary on trial: every store by the real code."""
+
+    def __init__(self, served: Served) -> None:
+        from monitoring.watch import watch
+        from trellis.rollout.plan import first_plan
+
+        self.model = SPEC.name
+        self.open(served.home)
+        self.first = watch(served.subject, served.home, served.serve(7), report=False)
+        self.now = served.serve(7, lambda r: {**r, "temp": (r["temp"] - 32) / 1.8})
+        self.second = watch(served.subject, served.home, self.now, report=False)
+        self.decisions.record(self.first.decision)
+        self.decisions.record(self.second.decision)
+        plan = first_plan(self.model, variant("1"), salt="s")
+        self.plan = self.plans.save(plan, expected_revision=0, who="platform", why="the first version")
+        self._try_version_two()
+
+    def open(self, home: Path) -> None:
+        """Open the stores of a home."""
+        from trellis.adapters.database import engine
+        from trellis.adapters.decision_store import DecisionStore
+        from trellis.adapters.plan_store import PlanStore
+        from trellis.adapters.rollout_store import RolloutStore
+
+        self.home, self.url = home, f"sqlite:///{home}/trellis.db"
+        self.plans, self.rollouts = PlanStore(self.url), RolloutStore(self.url)
+        self.decisions = DecisionStore(engine(self.url))
+
+    def _try_version_two(self) -> None:
+        from trellis.decision import decision_of
+        from trellis.rollout.guards import Exposure
+        from trellis.rollout.state import begin, plan_for
+        from trellis.rollout.stream import LossStream
+        from trellis.rollout.verdict import CanaryInputs, decide
+
+        policy, at = RolloutPolicy(steps=(0.1, 0.5), max_days=30.0), self.now.isoformat()
+        begun = replace(begin(self.plan, [variant("2")], policy), started_at=at, entered_at=at)
+        wanted = plan_for(begun, self.plan, policy)
+        self.plan = self.rollouts.commit(None, begun, wanted, expected_revision=1, who="operator", why="try it")
+        inputs = CanaryInputs(LossStream(), (Exposure(0.1, 12, 90),), 0.1, 0.5)
+        verdict = decide(inputs, policy)
+        self.canary = decision_of(
+            "canary", model=self.model, subject="v2 vs v1", at=at, inputs=inputs, policy=policy, verdict=verdict
+        )
+        self.decisions.record(self.canary)
+
+    def evil(self) -> Any:
+        """Add a model in which everything that has a name is named with HTML; return its decision."""
+        from trellis.adapters.look_store import LookStore
+        from trellis.decision import decision_of, dumps
+        from trellis.rollout.plan import first_plan
+
+        look = LookStore(self.home).latest(self.model)[-1]
+        bad = replace(
+            look,
+            **dict.fromkeys(("model", "version", "owner", "description", "reason", "outcome", "kind", "action"), EVIL),
+            performance=tuple(replace(f, version=EVIL, value=EVIL if f.segment else "") for f in look.performance),
+            drift=tuple(replace(d, name=EVIL, view=EVIL, fault=EVIL) for d in look.drift),
+            findings={EVIL: 1},
+        )
+        path = LookStore(self.home).path(bad)
+        path.parent.mkdir(parents=True)
+        path.write_text(dumps(bad))
+        plan = first_plan(EVIL, variant(EVIL), salt=EVIL, unit=EVIL)
+        self.plans.save(plan, expected_revision=0, who=EVIL, why=EVIL)
+        checks = tuple(replace(c, name=EVIL, text=EVIL) for c in self.canary.verdict.checks)
+        verdict = replace(self.canary.verdict, reason=EVIL, outcome=EVIL, checks=checks, needs={EVIL: 1.0})
+        about: dict[str, Any] = {"model": EVIL, "subject": EVIL, "at": EVIL, "who": EVIL}
+        decision = decision_of("canary", **about, inputs={EVIL: 1}, policy={EVIL: EVIL}, verdict=verdict)
+        self.decisions.record(decision)
+        alert = dict.fromkeys(("id", "model", "severity", "opened_at", "reason", "action", "decision"), EVIL)
+        (self.home / "alerts" / f"{EVIL}-1.json").write_text(json.dumps({**alert, "status": "open"}))
+        return decision
+
+    def reading(self) -> Any:
+        from services.console.reading import Reading
+
+        return Reading(self.home, self.url)
+
+
+def variant(version: str) -> Any:
+    from trellis.rollout.plan import Variant
+
+    return Variant(version, "champion", 1.0, f"/artifacts/{version}", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def filled_console(tmp_path_factory: pytest.TempPathFactory, subject: Subject) -> ConsoleWorld:
+    made = ConsoleWorld(Served(tmp_path_factory.mktemp("console"), subject))
+    made.plans.close()  # so that the database is one file
+    return made
+
+
+@pytest.fixture
+def console_world(tmp_path: Path, filled_console: ConsoleWorld) -> ConsoleWorld:
+    """Give every test its own copy."""
+    mine = copy(filled_console)
+    mine.open(Path(shutil.copytree(filled_console.home, tmp_path / "home")))
+    return mine
+
+
+@pytest.fixture(scope="session")
+def evil() -> str:
+    return EVIL

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, insert, select
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from trellis.decision import Decision, dumps
@@ -25,6 +26,17 @@ _DECISIONS = Table(
     Column("body", Text, nullable=False),
 )
 _DECISION = TypeAdapter(Decision)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A decision without its evidence, which may be long; attributes as of ``Decision``."""
+
+    id: str
+    model: str
+    kind: str
+    at: str
+    outcome: str
 
 
 class DecisionStore:
@@ -87,6 +99,21 @@ class DecisionStore:
             query = query.where(_DECISIONS.c.kind == kind)
         with self._engine.connect() as connection:
             return [_DECISION.validate_python(_load(body)) for body in connection.scalars(query)]
+
+    def headlines(self, model: str, *, limit: int) -> tuple[Headline, ...]:
+        """Return the newest decisions of a model without their evidence, newest first."""
+        columns = (_DECISIONS.c.id, _DECISIONS.c.model, _DECISIONS.c.kind, _DECISIONS.c.at, _DECISIONS.c.outcome)
+        query = select(*columns).where(_DECISIONS.c.model == model)
+        query = query.order_by(_DECISIONS.c.at.desc(), _DECISIONS.c.number.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            return tuple(Headline(*row) for row in connection.execute(query))
+
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        """Return how many decisions were taken, by model, kind and outcome."""
+        by = (_DECISIONS.c.model, _DECISIONS.c.kind, _DECISIONS.c.outcome)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*by, func.count()).group_by(*by)).all()
+        return {(row[0], row[1], row[2]): row[3] for row in rows}
 
 
 def _load(body: str) -> dict[str, Any]:

@@ -141,16 +141,16 @@ class PlanStore:
             remedy="Read the current plan, decide again, and save on its revision.",
         )
 
-    def history(self, model: str) -> list[Change]:
-        """Return every change of a model's plan, oldest first.
+    def history(self, model: str, *, last: int | None = None) -> list[Change]:
+        """Return every change of a model's plan, or the ``last`` ones, oldest first.
 
         Raises:
             StorageError: The database does not answer.
         """
-        query = sa.select(_changes).where(_changes.c.model == model).order_by(_changes.c.revision)
+        query = sa.select(_changes).where(_changes.c.model == model).order_by(_changes.c.revision.desc()).limit(last)
         with self._guarded(), self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return [Change(_adapter.validate_json(row.document), row.at, row.who, row.why) for row in rows]
+        return [Change(_adapter.validate_json(row.document), row.at, row.who, row.why) for row in reversed(rows)]
 
     def models(self) -> list[str]:
         """Return the models that have a plan, sorted.

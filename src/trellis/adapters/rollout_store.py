@@ -89,17 +89,19 @@ class RolloutStore:
             document = connection.execute(query).scalar()
         return None if document is None else _adapter.validate_json(document)
 
-    def history(self, model: str) -> list[Transition]:
-        """Return every transition of every rollout of the model, oldest first.
+    def history(self, model: str, *, last: int | None = None) -> list[Transition]:
+        """Return every transition of every rollout of the model, or the ``last`` ones, oldest first.
 
         Raises:
             StorageError: The database does not answer.
         """
-        query = sa.select(_transitions).where(_transitions.c.model == model).order_by(_transitions.c.serial)
+        query = sa.select(_transitions).where(_transitions.c.model == model)
+        query = query.order_by(_transitions.c.serial.desc()).limit(last)
         with self._guarded(), self._engine.connect() as connection:
             rows = connection.execute(query).all()
         return [
-            Transition(_adapter.validate_json(r.document), r.at, r.who, r.why, r.decision, r.revision) for r in rows
+            Transition(_adapter.validate_json(r.document), r.at, r.who, r.why, r.decision, r.revision)
+            for r in reversed(rows)
         ]
 
     def commit(

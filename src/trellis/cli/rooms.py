@@ -16,7 +16,7 @@ _ROOMS = {
     "demo": ("pipelines.demo", "Run the main job on real flights, start to end."),
     "serve": ("services.prediction", "Serve every model that has a rollout plan."),
     "watch": ("monitoring", "Look at a model's traffic: drift, performance, report, metrics."),
-    "ui": ("pipelines.pages", "Open the pages: MLflow, Evidently, the service's API."),
+    "ui": ("pipelines.pages", "Open the pages: the models' own, MLflow, Evidently, the service's API."),
 }
 
 
