@@ -147,7 +147,8 @@ def departure_time(inputs: dict[str, Any]) -> dict[str, Any]:
         times = [t.astimezone(UTC).replace(tzinfo=None) if t is not None and t.tzinfo else t for t in times]
     utc = np.array(times, dtype="datetime64[s]")
     hours = utc.astype("datetime64[h]")
-    unique, inverse = np.unique(hours, return_inverse=True)
+    few = len(hours) < 16  # finding equal hours takes longer than looking them all up
+    unique, inverse = (hours, slice(None)) if few else np.unique(hours, return_inverse=True)
     new_york = ZoneInfo("America/New_York")
     offsets = [
         0

@@ -103,8 +103,8 @@ def timetable(snapshot: Path) -> pd.DataFrame:
         distance=raw["distance"].astype("float32"),
         sched_dep=sched_dep,
         sched_arr=sched_arr,
-        departed=sched_dep + pd.to_timedelta(dep_delay, unit="min"),
-        landed=sched_arr + pd.to_timedelta(arr_delay, unit="min"),
+        departed=sched_dep + _minutes(dep_delay),
+        landed=sched_arr + _minutes(arr_delay),
         dep_delay=dep_delay,
         arr_delay=arr_delay,
     )
@@ -152,6 +152,11 @@ def _read(snapshot: Path, name: str) -> pd.DataFrame:
     if not path.is_file():
         raise CorruptSnapshotError(f"The snapshot has no table {name!r}.", where=path, remedy="Ingest it again.")
     return pq.read_table(path).to_pandas()
+
+
+def _minutes(values: pd.Series) -> pd.Series:
+    """Turn minutes into durations, NaN into NaT; pandas 2.3 by itself rounds memory it never wrote where one is NaN."""
+    return pd.to_timedelta(values.fillna(0.0), unit="min").where(values.notna())
 
 
 def _clock(hhmm: pd.Series) -> pd.Series:

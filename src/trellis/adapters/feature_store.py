@@ -445,17 +445,14 @@ def _columns(
     view: _View, rows: _Rows, answers: _Answers, now: NDArray[Any] | None
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     """Spread the answers over the rows, as columns; what is too old is missing."""
-    when = np.full(len(answers), "NaT", dtype="datetime64[us]")
-    columns = {name: np.full(len(answers), _blank(dtype), dtype=dtype) for name, dtype in view.dtypes.items()}
-    for i, (moment, values) in enumerate(answers):
-        if moment is None:
-            continue
-        when[i] = moment
-        for column, value in zip(columns.values(), values, strict=True):
-            if value is not None:
-                column[i] = value
-    when = when[rows.take]
-    found = {name: column[rows.take] for name, column in columns.items()}
+    when = np.array([np.datetime64("NaT") if moment is None else moment for moment, _ in answers], "datetime64[us]")
+    blank = [None] * len(view.dtypes)  # becomes NaN in a column of numbers
+    cells = zip(*(values or blank for _, values in answers), strict=True)
+    columns = {name: np.array(column, dtype) for (name, dtype), column in zip(view.dtypes.items(), cells, strict=True)}
+    if len(rows.take) == 1:
+        found = columns
+    else:
+        when, found = when[rows.take], {name: column[rows.take] for name, column in columns.items()}
     if now is not None:
         old = _too_old(when, view.ttl, now)
         if old.any():
