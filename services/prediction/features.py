@@ -14,7 +14,7 @@ from services.prediction.columns import batch, column, is_missing
 from services.prediction.errors import UnavailableError
 from services.prediction.freshness import NOTHING, settle
 from services.prediction.metrics import Metrics
-from trellis.contract import Batch, ModelSpec
+from trellis.contract import Batch, Field, ModelSpec
 from trellis.errors import RequestError
 from trellis.freshness import Sla
 
@@ -30,7 +30,7 @@ class OnlineFeatures(Protocol):
         """Return features by name, and per view the event time (NaT where it has no row for the keys)."""
 
     def stale(self, service: str, times: Batch, request: Batch) -> Batch:
-        """Return per view the rows (bool) whose values were left out as too old."""
+        """Return the views with rows (bool) whose values were left out as too old."""
 
     def slas(self, service: str) -> Sequence[Sla]:
         """Return what the service's views promise about the age of their values."""
@@ -101,9 +101,8 @@ def find(
         return Found({}, {}, nothing, nothing)
     declared = {f.name: f for f in spec.features}
     overrides = tuple(tuple(name for name in declared if name in names) for names in sent)
-    own = {name: column(f, [row.get(name) for row in rows]) for name, f in declared.items()}
     if all(len(names) == len(declared) for names in overrides):
-        return Found(own, {}, overrides, nothing)
+        return Found({name: _own(f, rows) for name, f in declared.items()}, {}, overrides, nothing)
     fields = spec.fields
     keys = batch(fields, spec.entity_keys, rows)
     request = batch(fields, [f.name for f in spec.request], rows)
@@ -124,32 +123,52 @@ def find(
         down, stored, times, slas = error, _derived(spec, store, request), {}, ()
     if slas:
         settled = settle(spec, slas, times, stale, _moments(spec, request, count), overrides, metrics)
-        stale = {view: rows | settled.rows(view, "imputed", count) for view, rows in stale.items()}
+        if settled is not NOTHING:
+            none = np.zeros(count, np.bool_)
+            stale = {view: stale.get(view, none) | settled.rows(view, "imputed", count) for view in times}
     fallback = dict(settled.fallback)
+    mine = {
+        name: np.array([name in names for names in overrides], np.bool_) for name in set().union(*map(set, overrides))
+    }
     columns: dict[str, NDArray[Any]] = {}
-    lacking = np.zeros(count, np.bool_)
     for name, f in declared.items():
-        mine = np.array([name in names for names in overrides], np.bool_)
-        values = own[name]
-        if name in stored:
-            # Where the caller sent nothing, the store's value; the column keeps the declared kind.
-            taken = stored[name]
-            if name in settled.imputed:
-                taken = np.where(settled.imputed[name], None if taken.dtype.kind == "O" else np.nan, taken)
-            values = taken if not mine.any() else np.where(mine, values, taken)
-        missing = is_missing(values) & ~mine
-        if missing.any():
-            if not f.nullable:
-                for row in np.flatnonzero(missing).tolist():
-                    if row in fallback:
-                        continue
-                    if down is None or spec.default is None:
-                        _refuse(spec, f.name, row, keys, down)
-                    fallback[row] = "the feature store does not answer"
-            lacking |= missing
+        # Where the caller sent nothing, the store's value; the column keeps the declared kind.
+        values = stored.get(name)
+        if values is not None and name in settled.imputed:
+            values = np.where(settled.imputed[name], None if values.dtype.kind == "O" else np.nan, values)
+        if values is None:
+            values = _own(f, rows)
+        elif name in mine:
+            values = np.where(mine[name], _own(f, rows), values)
         columns[name] = values
+    lacking = np.zeros(count, np.bool_)
+    for name in _with_gaps(columns):
+        missing = is_missing(columns[name])
+        if name in mine:
+            missing &= ~mine[name]
+        if not declared[name].nullable:
+            for row in np.flatnonzero(missing).tolist():
+                if row in fallback:
+                    continue
+                if down is None or spec.default is None:
+                    _refuse(spec, name, row, keys, down)
+                fallback[row] = "the feature store does not answer"
+        lacking |= missing
     degraded = _degraded(spec, lacking, times, stale, down, metrics)
     return Found(columns, dict(times), overrides, degraded, settled.told, fallback)
+
+
+def _own(f: Field, rows: Sequence[Mapping[str, Any]]) -> NDArray[Any]:
+    return column(f, [row.get(f.name) for row in rows])
+
+
+def _with_gaps(columns: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return the columns that may lack a value: of numbers, which most are, none if none of them all is NaN."""
+    numbers = [name for name, values in columns.items() if values.dtype.kind == "f"]
+    others = [name for name, values in columns.items() if values.dtype.kind not in "fiub"]
+    if numbers and not np.isnan(np.concatenate([columns[name].reshape(-1) for name in numbers])).any():
+        numbers = []
+    return [*numbers, *others]
 
 
 def _moments(spec: ModelSpec, request: Batch, count: int) -> NDArray[np.datetime64]:

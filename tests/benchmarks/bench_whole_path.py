@@ -5,11 +5,11 @@ trip, the on-demand view, split between champion and canary, ONNX scoring, check
 BentoML as its documentation writes an endpoint, with 15 numbers in the request and XGBoost behind it.
 
 First saturation (``wrk``, 16 connections), then latency at shares of the *service's own* saturation by an open loop
-(``open_loop``). ``--workers`` compares one and two workers; ``--shadow`` adds a shadow, once sound and once hung, at 70 %
-of the saturation without one. Medians of interleaved rounds; read the ratios.
+(``open_loop``). ``--workers`` compares one and two workers; ``--shadow`` adds a shadow, once sound and once hung, at a
+third of the saturation. Medians of interleaved rounds; read the ratios.
 
-Run it with ``python tests/benchmarks/bench_whole_path.py``; it needs ``wrk`` and ``redis-server`` on the path and says so
-where they are missing. ``--home`` keeps the features (about a minute of work) for the next time.
+Run it with ``python tests/benchmarks/bench_whole_path.py``; it needs ``wrk`` and ``redis-server`` on the path and says
+so where they are missing. ``--home`` keeps the features (about a minute of work) for the next time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def features(home: Path) -> None:
 
 
 def flights(home: Path) -> list[dict]:
-    """Return the requests: the flights of the half day from ``NOW`` on."""
+    """Return the requests: the flights of the three hours from ``NOW`` on."""
     import numpy as np
 
     from services.prediction.columns import to_json
@@ -75,7 +75,7 @@ def flights(home: Path) -> list[dict]:
 
     plugin = Catalogue([ROOT / "models"], entry_points=False).plugin(MODEL)
     data = plugin.examples(home / "raw")
-    soon = (data.time >= np.datetime64("2013-07-01T12")) & (data.time < np.datetime64("2013-07-02T00"))
+    soon = (data.time >= np.datetime64("2013-07-01T12")) & (data.time < np.datetime64("2013-07-01T15"))
     columns = take(select(data.columns, [f.name for f in plugin.spec.request]), np.flatnonzero(soon))
     return [
         {name: to_json(value) for name, value in zip(columns, row, strict=True)}
@@ -242,7 +242,9 @@ def main() -> None:
             rounds = [{w: saturate(*t) for w, t in targets.items()} for _ in range(chosen.rounds)]
         rate = {w: middle([r[w]["rps"] for r in rounds]) for w in targets}
         late = {w: middle([r[w]["p99"] for r in rounds]) for w in targets}
-        print(f"{len(bodies)} flights in turn, {chosen.connections} connections, one worker; medians of {chosen.rounds}")
+        print(
+            f"{len(bodies)} flights in turn, {chosen.connections} connections, one worker; medians of {chosen.rounds}"
+        )
         print(f"{'':24}{'req/s':>9}{'p99 ms':>9}")
         for who in targets:
             print(f"{who:24}{rate[who]:9.0f}{late[who]:9.1f}")
@@ -259,8 +261,9 @@ def main() -> None:
             bench_http.wrk(two, sends, chosen.connections, 3)
             both = [(saturate(ours, script)["rps"], saturate(two, sends)["rps"]) for _ in range(chosen.rounds)]
             one, pair = middle([b[0] for b in both]), middle([b[1] for b in both])
-            print(f"\ntwo workers / one: {pair / one:.2f}x ({pair:.0f} against {one:.0f} requests/s, {os.cpu_count()} cores")
-            print("for the workers, Redis and wrk together: a core is not free for each)")
+            rates = f"{pair:.0f} against {one:.0f} requests/s"
+            print(f"\ntwo workers / one: {pair / one:.2f}x ({rates}); {os.cpu_count()} cores carry the workers, Redis")
+            print("and wrk together, so that no core is free for each")
         if chosen.shadow:
             _, beside, more, home = service("shadowed", shadow=True)
             at(beside, more, 0.2 * top)

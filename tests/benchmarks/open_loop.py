@@ -1,8 +1,8 @@
 """An open-loop load generator: requests leave at random moments drawn in advance, whether or not answers have come.
 
-A closed loop (``wrk``) waits for each answer before it sends the next request, so a slow server is asked less often and
-its worst moments are measured once instead of by all who would have waited ("coordinated omission", G. Tene, *How NOT to
-measure latency*, 2013). Here latency counts from the moment a request was due. One process, asyncio, HTTP/1.1
+A closed loop (``wrk``) waits for each answer before it sends the next request, so a slow server is asked less often
+and its worst moments are measured once instead of by all who would have waited ("coordinated omission", G. Tene, *How
+NOT to measure latency*, 2013). Here latency counts from the moment a request was due. One process, asyncio, HTTP/1.1
 connections kept and reused.
 """
 

@@ -189,10 +189,9 @@ def test_online_values_beyond_their_ttl_are_missing(store, rows):
     assert not np.isnan(values["carrier_late_rate_3h"]).any()
     assert not np.isnat(times["origin_weather"]).any()  # still told how old it is
     stale = store.stale(SERVICE, times, {"sched_dep": late})
-    assert set(stale) == set(times)
+    assert list(stale) == ["origin_weather"]
     assert stale["origin_weather"].all()
-    assert not stale["carrier_delays"].any()
-    assert not store.stale(SERVICE, times, {"sched_dep": np.full(5, NAIVE)})["origin_weather"].any()
+    assert store.stale(SERVICE, times, {"sched_dep": np.full(5, NAIVE)}) == {}
 
 
 def test_every_batch_view_promises_an_age_and_says_what_happens_past_it(store):

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -133,10 +133,14 @@ class FeatureStore:
         now = given.get(plan.time_field) if plan.time_field else None
         out: dict[str, NDArray[Any]] = {}
         times: dict[str, NDArray[Any]] = {}
-        rows = [_rows(view, given, n) for view in plan.views]
+        alike = {keys: _rows(keys, given, n) for keys in {view.keys for view in plan.views}}
+        rows = [alike[view.keys] for view in plan.views]
         for view, asked, answers in zip(plan.views, rows, self._fetch(plan.views, rows), strict=True):
-            found, times[view.name] = _columns(view, asked, answers, now)
+            found, times[view.name] = _columns(view, asked, answers)
             out.update(found)
+        for name, old in plan.too_old(times, now).items():
+            for feature, dtype in plan.named[name].dtypes.items():
+                out[feature][old] = _blank(dtype)
         out.update(self._derive(plan, given))
         return {name: out[name] for name in plan.features}, times
 
@@ -166,17 +170,14 @@ class FeatureStore:
             times: The event times per view that ``online`` gave, n rows.
             request: The request that it was given.
 
+        Returns:
+            The views with at least one such row, each with n booleans.
+
         Raises:
             MissingFeatureError: The service is unknown.
         """
         plan = self._plan(service)
-        now = request.get(plan.time_field) if plan.time_field else None
-        return {
-            view.name: _too_old(times[view.name], view.ttl, now)
-            if now is not None
-            else np.zeros(len(times[view.name]), np.bool_)
-            for view in plan.views
-        }
+        return plan.too_old(times, request.get(plan.time_field) if plan.time_field else None)
 
     def slas(self, service: str) -> tuple[Sla, ...]:
         """Return what the service's batch views promise about the age of their values at an online read.
@@ -430,42 +431,39 @@ class _Plan:
         promised = [sla_of(v.name, v.features, v.view.tags) for v in self.views]
         self.slas = tuple(sla for sla in promised if sla is not None)
         self.time_field: str | None = service.tags.get("time_field")
+        self.named = {view.name: view for view in self.views}
+        self._lives = {view.name: np.timedelta64(view.ttl, "us") for view in self.views if view.ttl}
         forms = [_view_form(v.view) for v in self.views]
         forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]
         self.digest = _digest({"service": service.name, "features": self.features, "views": forms})
 
+    def too_old(self, times: Batch, now: NDArray[Any] | None) -> dict[str, NDArray[np.bool_]]:
+        """Tell which event times lie further back than their view's ttl; never where there is no time.
 
-def _rows(view: _View, given: Mapping[str, NDArray[Any]], n: int) -> _Rows:
-    rows = list(zip(*(given[key].tolist() for key in view.keys), strict=True)) if view.keys else [()] * n
+        Returns:
+            The views with at least one such row, each with n booleans.
+        """
+        if now is None or not self._lives:
+            return {}
+        old = np.stack([times[name] + life for name, life in self._lives.items()]) < now
+        return {name: rows for name, rows in zip(self._lives, old, strict=True) if rows.any()} if old.any() else {}
+
+
+def _rows(keys: Sequence[str], given: Mapping[str, NDArray[Any]], n: int) -> _Rows:
+    rows = list(zip(*(given[key].tolist() for key in keys), strict=True)) if keys else [()] * n
     unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
     return _Rows(unique, np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n))
 
 
-def _columns(
-    view: _View, rows: _Rows, answers: _Answers, now: NDArray[Any] | None
-) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """Spread the answers over the rows, as columns; what is too old is missing."""
+def _columns(view: _View, rows: _Rows, answers: _Answers) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """Spread the answers over the rows, as columns; and the event time of each row."""
     when = np.array([np.datetime64("NaT") if moment is None else moment for moment, _ in answers], "datetime64[us]")
     blank = [None] * len(view.dtypes)  # becomes NaN in a column of numbers
     cells = zip(*(values or blank for _, values in answers), strict=True)
     columns = {name: np.array(column, dtype) for (name, dtype), column in zip(view.dtypes.items(), cells, strict=True)}
     if len(rows.take) == 1:
-        found = columns
-    else:
-        when, found = when[rows.take], {name: column[rows.take] for name, column in columns.items()}
-    if now is not None:
-        old = _too_old(when, view.ttl, now)
-        if old.any():
-            for column in found.values():
-                column[old] = _blank(column.dtype)
-    return found, when
-
-
-def _too_old(when: NDArray[Any], ttl: timedelta | None, now: NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell which event times lie further back than ``ttl``; never where there is no time."""
-    if not ttl:
-        return np.zeros(len(when), np.bool_)
-    return np.asarray(when + np.timedelta64(ttl) < now, np.bool_)
+        return columns, when
+    return {name: column[rows.take] for name, column in columns.items()}, when[rows.take]
 
 
 def _keys(view: Any) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class RedisReader:
         for: it packs every field of every command anew, and keeps book on transactions.
         """
         pool = self._client.connection_pool
-        connection = pool.get_connection()
+        connection: Any = pool.get_connection()
 
         def exchange() -> list[Any]:
             connection.send_packed_command([commands])
