@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trellis.errors import TrellisError
 from trellis.settings import settings, silence_telemetry
 
+LATEST = datetime.max.replace(tzinfo=UTC)
 EXIT_CODES = {"STABLE": 0, "DRIFT": 3, "UPSTREAM_FAULT": 4, "INSUFFICIENT": 5}
 
 
@@ -29,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="exit codes: 0 stable, 1 error, 2 usage, 3 drift, 4 upstream fault, 5 too few rows",
     )
     look.add_argument("model")
-    look.add_argument("--until", type=_moment, help="end of the window, RFC 3339; the default is now")
+    look.add_argument(
+        "--until",
+        type=_moment,
+        help="end of the window, RFC 3339, or latest (the newest prediction); default now",
+    )
     look.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
     look.add_argument("--no-report", action="store_true", help="write no Evidently report")
@@ -37,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
+    serve.add_argument("--watch-every", type=float, default=0, help="seconds between looks; 0 for none")
+    serve.add_argument("--no-report", action="store_true", help="let the looks write no Evidently report")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(
         level=settings().log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
@@ -44,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     silence_telemetry()
     try:
         if chosen.command == "exporter":
-            return _serve(chosen.host, chosen.port)
+            return _serve(chosen)
         return _look(chosen)
     except TrellisError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -57,10 +64,13 @@ def _look(chosen: argparse.Namespace) -> int:
     from trellis.decision import dumps
 
     subject = subject_of(chosen.model, settings())
+    until = chosen.until or datetime.now(UTC)
+    if until == LATEST:
+        until = _after_the_last(chosen.model)
     result = watch(
         subject,
         settings().home.resolve(),
-        chosen.until or datetime.now(UTC),
+        until,
         window_days=chosen.window_days or subject.reference.period_days,
         windows=chosen.windows,
         report=not chosen.no_report,
@@ -82,27 +92,52 @@ def _look(chosen: argparse.Namespace) -> int:
     return EXIT_CODES[verdict.outcome]
 
 
-def _serve(host: str, port: int) -> int:
+def _after_the_last(model: str) -> datetime:
+    """Return the end of the newest prediction's second: event time is the data's, and a replay is not now."""
+    from trellis.adapters.prediction_log import read_predictions
+
+    times = read_predictions(settings().home.resolve(), model)["time"]
+    return datetime.now(UTC) if times.empty else times.max().to_pydatetime() + timedelta(seconds=1)
+
+
+def _serve(chosen: argparse.Namespace) -> int:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from monitoring.metrics import TextFile
 
     registry = CollectorRegistry()
     registry.register(TextFile(Path(settings().home) / "metrics" / "watch.prom"))
-    stop = threading.Event()
+    stop, home = threading.Event(), settings().home.resolve()
+    follower = threading.Thread(target=_follow, args=(home, chosen, stop))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    server, thread = start_http_server(port, addr=host, registry=registry)
-    sys.stdout.write(f"metrics on http://{host}:{server.server_port}/metrics\n")
+    server, thread = start_http_server(chosen.port, addr=chosen.host, registry=registry)
+    sys.stdout.write(f"metrics on http://{chosen.host}:{server.server_port}/metrics\n")
     sys.stdout.flush()
+    follower.start()
     stop.wait()
+    follower.join()
     server.shutdown()
     server.server_close()
     thread.join()
     return 0
 
 
+def _follow(home: Path, chosen: argparse.Namespace, stop: threading.Event) -> None:
+    if not chosen.watch_every:
+        return
+    from monitoring.follow import follow
+    from trellis.adapters.plan_store import PlanStore
+
+    def models() -> list[str]:
+        return PlanStore(settings().database_url).models()
+
+    follow(models, home, chosen.watch_every, stop, report=not chosen.no_report)
+
+
 def _moment(text: str) -> datetime:
+    if text == "latest":
+        return LATEST
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:

@@ -49,6 +49,7 @@ def subject_of(model: str, settings: Settings) -> Subject:
         DataError: The artifact holds no readable baseline.
     """
     # Late, so that rendering rules or metrics needs neither a database nor a plug-in.
+    from trellis.adapters.object_store import local_artifact
     from trellis.adapters.plan_store import PlanStore
     from trellis.catalog import Catalogue
 
@@ -58,7 +59,8 @@ def subject_of(model: str, settings: Settings) -> Subject:
         raise RegistryError(
             f"{model!r} has no rollout plan.", where=settings.database_url, remedy="Deploy a version first."
         )
-    path = Path(plan.champion.location) / REFERENCE_FILE
+    champion = plan.champion
+    path = local_artifact(champion.location, champion.digest, settings.directory()) / REFERENCE_FILE
     reference = watched(read_reference(path), spec)
     return Subject(spec, plan.champion.version, reference, views_of(spec, settings.home))
 

@@ -247,7 +247,7 @@ def feature_store() -> FeatureStore:
     """Return the feature store of the settings; Feast takes seconds to import, so only where a model joins features."""
     from trellis.adapters.feature_store import FeatureStore
 
-    return FeatureStore(settings().feature_repo, settings().directory())
+    return FeatureStore(settings().feature_repo, settings().directory(), settings().online_store)
 
 
 def model_code(model: str) -> str:

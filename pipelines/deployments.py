@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
 
 def serve_deployments() -> None:
-    """Offer every flow to the Prefect server and run what it schedules, until interrupted.
+    """Offer every flow to the Prefect server; run what it schedules until interrupted, unless a work pool does.
 
     Raises:
         ConfigError: The settings or the environment name no server.
@@ -40,6 +40,10 @@ def serve_deployments() -> None:
             where="TRELLIS_ORCHESTRATOR, PREFECT_API_URL",
             remedy="Start one with: prefect server start. Then set TRELLIS_ORCHESTRATOR=prefect and PREFECT_API_URL.",
         )
+    if pool := settings().work_pool:
+        for name, flow in FLOWS.items():
+            _deployment(name, flow).apply(work_pool_name=pool)
+        return
     from prefect import serve
 
     # One run at a time: flows of one model must not race for its plan, and SQLite takes one writer.

@@ -21,6 +21,7 @@ from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
 from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
+from trellis.adapters.object_store import local_artifact
 from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
 from trellis.adapters.signing import sign_artifact
@@ -191,7 +192,8 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
     scores = score(plugin, predictor, test)
     theirs = None
     if rival is not None:
-        theirs = score(plugin, load_predictor(plugin, Path(rival.path), rival.digest, settings().verify_key)[0], test)
+        place = local_artifact(rival.path, rival.digest, settings().directory())
+        theirs = score(plugin, load_predictor(plugin, place, rival.digest, settings().verify_key)[0], test)
     found = intervals(
         spec.task, test.target, scores, blocks_of(test.time, test.row_id), seed=candidate.recipe.seed, replicates=500
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -40,6 +41,8 @@ from trellis.decision import to_json_value
 from trellis.errors import RequestError
 
 _FEW_ROWS = 8
+_LONGEST_NAME = 64
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _QUICK_SECONDS = 0.0005
 
 
@@ -84,7 +87,7 @@ class PredictionService:
         self._limits = limits
         self.metrics = metrics or Metrics()
         self._features = features
-        self.models = Models(plans, plugins, self.metrics, self._open_features, limits.verify_key)
+        self.models = Models(plans, plugins, self.metrics, home, self._open_features, limits.verify_key)
         self._logs = Logs(home, limits.flush_seconds)
         self._shadows = shadows
         self._guard = Guard(keys, self.metrics)
@@ -263,7 +266,7 @@ class PredictionService:
         shape: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     ) -> bytes:
         parsed = parse(schema.request, body)
-        request_id = parsed.id or secrets.token_hex(8)
+        request_id = parsed.id or _named(scope) or secrets.token_hex(8)
         attempt = Attempt()
 
         def work() -> bytes:
@@ -358,6 +361,15 @@ def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
         return work()
 
     return make
+
+
+def _named(scope: Scope) -> str | None:
+    """Return the name that a load balancer gave a request, the same over all its tries; None where that is no name."""
+    for name, value in scope["headers"]:
+        if name == b"x-prediction-id":
+            text: str = value.decode("latin-1")
+            return text if len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) else None
+    return None
 
 
 def _summary(model: ModelRuntime) -> Mapping[str, Any]:

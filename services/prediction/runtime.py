@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from services.prediction.columns import batch, to_json
 from services.prediction.errors import VersionError
 from services.prediction.metrics import Metrics
+from trellis.adapters.object_store import local_artifact
 from trellis.adapters.signing import verify_artifact
 from trellis.artifact import ONNX_MODEL
 from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
@@ -135,6 +136,7 @@ class Models:
         plans: The plan store.
         plugins: The catalogue.
         metrics: The counters.
+        home: Trellis's home, where artifacts of an object store are kept.
         prepare: Called once with every model before its first version is loaded, for whatever is slow the first time.
         verify_key: The public key that every version must be signed for; None takes unsigned ones.
     """
@@ -144,9 +146,11 @@ class Models:
         plans: Plans,
         plugins: Plugins,
         metrics: Metrics,
+        home: Path,
         prepare: Callable[[ModelRuntime], None] = lambda _model: None,
         verify_key: Path | None = None,
     ) -> None:
+        self._home = home
         self._plans = plans
         self._plugins = plugins
         self._metrics = metrics
@@ -235,7 +239,7 @@ class Models:
                 versions[variant.version] = held
                 continue
             try:
-                versions[variant.version] = load(model, variant, self._verify_key)
+                versions[variant.version] = load(model, variant, self._home, self._verify_key)
             except Exception as error:  # an author's code may raise anything
                 faults[variant.version] = self._failed(name, f"version {variant.version}", error, model.tried == plan)
         repeated, model.tried = model.tried == plan, plan
@@ -283,13 +287,13 @@ def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:
     return active.champion
 
 
-def load(model: ModelRuntime, variant: Variant, verify_key: Path | None = None) -> LoadedVersion:
-    """Verify, load and warm one version, apart from anything that is serving.
+def load(model: ModelRuntime, variant: Variant, home: Path, verify_key: Path | None = None) -> LoadedVersion:
+    """Verify, load and warm one version, apart from anything that is serving; from ``home`` where it was fetched.
 
     Raises:
         TrellisError: The files are not what the plan promises, cannot be loaded, or do not score.
     """
-    directory = Path(variant.location)
+    directory = local_artifact(variant.location, variant.digest, home)
     manifest = verify_artifact(directory, variant.digest, verify_key)
     if manifest.model != model.name:
         raise ArtifactError(f"The artifact is of {manifest.model!r}, not {model.name!r}.", where=directory)

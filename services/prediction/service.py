@@ -72,7 +72,8 @@ class _Features:
             if self._store is None:
                 from trellis.adapters.feature_store import FeatureStore
 
-                self._store = FeatureStore(self._config.feature_repo.resolve(), self._config.home.resolve())
+                config = self._config
+                self._store = FeatureStore(config.feature_repo.resolve(), config.home.resolve(), config.online_store)
             return self._store
 
 

@@ -74,7 +74,7 @@ class Host:
         held = self._held.pop(key, None)
         if held is None:
             variant = Variant(message["version"], "canary", 0.0, message["location"], message["digest"])
-            held = load(model, variant, self._verify_key)
+            held = load(model, variant, self._home, self._verify_key)
         self._held[key] = held  # the last used is the last to go
         while len(self._held) > _MOST_HELD:
             del self._held[next(iter(self._held))]

@@ -6,7 +6,7 @@ import os
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from trellis.errors import ConfigError, close_matches
 
 PREFIX = "TRELLIS_"
+FILE = "_FILE"
 
 # Set before a vendor is imported, by every entry point: nothing phones home.
 TELEMETRY_OFF = {
@@ -47,6 +48,9 @@ class Settings(BaseSettings):
     )
     orchestrator: Literal["embedded", "prefect"] = Field(
         "embedded", description="Whether flows run in this process or through a Prefect server (PREFECT_API_URL)."
+    )
+    work_pool: str | None = Field(
+        None, description="Prefect work pool that runs the deployments; the process that offers them, if unset."
     )
     auth: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether requests need an API key; auto asks for one wherever HOST is not loopback."
@@ -115,20 +119,40 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Read the settings from the environment.
 
+    A value may be in a file, as secrets are: ``TRELLIS_STORE_URL_FILE`` names the file of ``TRELLIS_STORE_URL``.
+
     Raises:
-        ConfigError: A value is out of range, or a ``TRELLIS_*`` variable is not a setting.
+        ConfigError: A value is out of range, a ``TRELLIS_*`` variable is not a setting, or a file cannot be read.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name.removesuffix(FILE) not in known)
     if unknown:
         hint = close_matches(unknown[0], known)
         raise ConfigError(f"{unknown[0]} is not a setting.", where="environment", remedy=f"{hint} See .env.example.")
     try:
-        return Settings()
+        return Settings(**_from_files(known))
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise ConfigError(f"{name}: {first['msg']}.", where="environment", remedy="See .env.example.") from error
+
+
+def _from_files(known: set[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in sorted(known & {name.removesuffix(FILE) for name in os.environ if name.endswith(FILE)}):
+        if name in os.environ:
+            raise ConfigError(f"{name} and {name}{FILE} are both set.", where="environment", remedy="Keep one of them.")
+        path = Path(os.environ[name + FILE])
+        try:
+            text = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            remedy = "Make the file, or let this user read it."
+            raise ConfigError(f"{name}{FILE} cannot be read: {why}.", where=path, remedy=remedy) from error
+        if not text:
+            raise ConfigError(f"The file of {name}{FILE} is empty.", where=path, remedy="Write the value into it.")
+        found[name.removeprefix(PREFIX).lower()] = text
+    return found
 
 
 @cache

@@ -86,12 +86,12 @@ def child(kind: str, home: Path, rows: int, stock_memory: str) -> None:
 
         print(json.dumps(timed(join, 6)))
     else:
-        from trellis.adapters.feature_store import _import_feast, _surroundings
+        from trellis.adapters.feature_store import _import_feast, _online_store, _surroundings
 
         feast = _import_feast()
         from feast.repo_config import load_repo_config
 
-        with _surroundings(home):
+        with _surroundings(home, _online_store(home, "sqlite")):
             text = (ROOT / "feature_repo" / "feature_store.yaml").read_text()
             if kind == "stock":
                 import ibis

@@ -55,6 +55,37 @@ def test_settings_are_read_from_the_environment_and_frozen(monkeypatch: pytest.M
         settings.port = 1
 
 
+def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    secret = tmp_path / "url"
+    secret.write_text("redis://:pass@redis:6379/0\n")
+    monkeypatch.setenv("TRELLIS_ONLINE_STORE_FILE", str(secret))
+    assert load_settings().online_store == "redis://:pass@redis:6379/0"
+    monkeypatch.setenv("TRELLIS_ONLINE_STORE", "sqlite")
+    with pytest.raises(ConfigError, match="both"):
+        load_settings()
+
+
+@pytest.mark.parametrize("content", [None, "", b"\xff\xfe"])
+def test_a_secret_that_cannot_be_read_names_its_variable_and_not_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | bytes | None
+):
+    secret = tmp_path / "url"
+    if content is not None:
+        secret.write_bytes(content.encode() if isinstance(content, str) else content)
+    monkeypatch.setenv("TRELLIS_STORE_URL_FILE", str(secret))
+    with pytest.raises(ConfigError, match="TRELLIS_STORE_URL_FILE"):
+        load_settings()
+
+
+def test_a_wrong_value_in_a_file_is_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    secret = tmp_path / "url"
+    secret.write_text("rediss-with-a-typo://:hunter2@redis")
+    monkeypatch.setenv("TRELLIS_ONLINE_STORE_FILE", str(secret))
+    with pytest.raises(ConfigError, match="TRELLIS_ONLINE_STORE") as raised:
+        load_settings()
+    assert "hunter2" not in str(raised.value)
+
+
 def test_the_command_line_turns_telemetry_off_before_a_vendor_is_imported():
     code = "import os, sys; sys.argv = ['trellis', '--help']\nfrom trellis.cli import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"

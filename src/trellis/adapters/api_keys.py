@@ -168,6 +168,34 @@ class KeyStore:
         with self._guarded(), self._engine.begin() as connection:
             return self._insert(connection, name, scopes, per_minute, now, lifetime, who, why)
 
+    def adopt(self, key: str, name: str, scopes: Sequence[str], *, who: str, why: str) -> ApiKey:
+        """Keep a key that was made elsewhere, as a stack's secrets are; keeping it again changes nothing.
+
+        Args:
+            key: A whole key, as ``create`` would have made it; it never expires and has no limit.
+            name: Whose it is or what for.
+            scopes: What it may do.
+            who: Who keeps it.
+            why: The reason, one sentence.
+
+        Raises:
+            ConfigError: It has not the form of a key, its secret is short, or its id means another secret.
+            StorageError: The database refuses.
+        """
+        _check(name, scopes, None, 0)
+        found = split(key)
+        if found is None or len(found[0]) > 16 or len(found[1]) < 43:
+            form = f"{PREFIX}<id>_<secret>, the secret of 256 random bits"
+            raise ConfigError("What is to be adopted is no key.", remedy=f"Its form is {form}.")
+        with self._guarded(), self._engine.begin() as connection:
+            row = connection.execute(sa.select(_keys).where(_keys.c.id == found[0])).one_or_none()
+            if row is not None:
+                if not _key(row).opens_with(found[1]):
+                    remedy = "Give the new key an id of its own; revoke the old one."
+                    raise ConfigError(f"The key {found[0]!r} has another secret.", where=self._where, remedy=remedy)
+                return _key(row)
+            return self._insert(connection, name, scopes, 0, datetime.now(UTC), None, who, why, found)[1]
+
     def known(self) -> list[ApiKey]:
         """Return every key, oldest first.
 
@@ -238,8 +266,10 @@ class KeyStore:
         lifetime: timedelta | None,
         who: str,
         why: str,
+        given: tuple[str, str] | None = None,
     ) -> tuple[str, ApiKey]:
-        key_id, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_bytes(16)
+        key_id, secret = given or (secrets.token_hex(6), secrets.token_urlsafe(32))
+        salt = secrets.token_bytes(16)
         connection.execute(
             _keys.insert().values(
                 id=key_id,

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -36,19 +36,21 @@ class FeatureStore:
     """What is declared in a feature repository, with its tables and stores below one home directory.
 
     Feature tables are ``<home>/features/VIEW.parquet``; Feast's registry is in ``<home>/feast``, and so is the online
-    store, unless ``TRELLIS_ONLINE_STORE`` names a Redis. One instance may be shared by threads.
+    store, unless it is a Redis. One instance may be shared by threads.
 
     Args:
         repo: Directory with ``feature_store.yaml`` and ``definitions.py``.
         home: Directory of everything Trellis writes.
+        online_store: ``sqlite`` or a Redis URL.
 
     Raises:
-        ConfigError: ``repo`` is no feature repository.
+        ConfigError: ``repo`` is no feature repository, or the online store is neither.
     """
 
-    def __init__(self, repo: Path, home: Path) -> None:
+    def __init__(self, repo: Path, home: Path, online_store: str = "sqlite") -> None:
         self._repo = repo.resolve()
         self._home = home.resolve()
+        self._online_store = _online_store(self._home, online_store)
         self._lock = threading.Lock()
         self._plans: dict[str, _Plan] = {}
         for name in ("feature_store.yaml", "definitions.py"):
@@ -64,7 +66,7 @@ class FeatureStore:
             ConfigError: A view's freshness tags mean nothing.
         """
         (self._home / "feast").mkdir(parents=True, exist_ok=True)
-        with _surroundings(self._home):
+        with self._surroundings():
             found = _declared(self._repo / "definitions.py")
             for one in found:
                 sla_of(one.name, (), one.tags)  # a promise that means nothing is refused before anything is changed
@@ -99,7 +101,7 @@ class FeatureStore:
         if "event_timestamp" in frame:
             raise DataError("A row's field cannot be called event_timestamp.", remedy="Rename it.")
         frame["event_timestamp"] = pd.to_datetime(time.astype("datetime64[us]"), utc=True)
-        with _surroundings(self._home):
+        with self._surroundings():
             job = self._feast.get_historical_features(frame, self._feast.get_feature_service(service))
             table = job.to_arrow()
         return {name: table[name].to_numpy() for name in plan.features}
@@ -212,7 +214,7 @@ class FeatureStore:
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
         marks = self._marks()
         written: dict[str, int] = {}
-        with _surroundings(self._home), self._lock:
+        with self._surroundings(), self._lock:
             for view in self._feast.list_feature_views():
                 digest = _digest(_view_form(view) | self._place)
                 mark = marks.get(view.name, {})
@@ -247,9 +249,12 @@ class FeatureStore:
             "digest": plan.digest,
         }
 
+    def _surroundings(self) -> AbstractContextManager[None]:
+        return _surroundings(self._home, self._online_store)
+
     @cached_property
     def _feast(self) -> Any:
-        with _surroundings(self._home):
+        with self._surroundings():
             feast = _import_feast()
             from feast.repo_config import load_repo_config
 
@@ -258,7 +263,7 @@ class FeatureStore:
     def _plan(self, service: str) -> _Plan:
         plan = self._plans.get(service)
         if plan is None:
-            with _surroundings(self._home):
+            with self._surroundings():
                 services = {s.name: s for s in self._feast.list_feature_services()}
                 if service not in services:
                     hint = close_matches(service, services) if services else "Apply the feature repository first."
@@ -546,10 +551,10 @@ def _import_feast() -> Any:
 
 
 @contextmanager
-def _surroundings(home: Path) -> Iterator[None]:
+def _surroundings(home: Path, online_store: str) -> Iterator[None]:
     """Give Feast's files the variables they name, and keep quiet about on-demand views being experimental."""
     _import_feast()
-    named = {"TRELLIS_HOME": str(home), "FEAST_ONLINE_STORE": _online_store(home)}
+    named = {"TRELLIS_HOME": str(home), "FEAST_ONLINE_STORE": online_store}
     before = {name: os.environ.get(name) for name in named}
     os.environ.update(named)
     try:
@@ -566,13 +571,12 @@ def _surroundings(home: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _online_store(home: Path) -> str:
-    """Return the online store of ``TRELLIS_ONLINE_STORE`` as Feast's file wants it: YAML in one line, which JSON is.
+def _online_store(home: Path, chosen: str) -> str:
+    """Return an online store as Feast's file wants it: YAML in one line, which JSON is.
 
     Raises:
         ConfigError: It is neither ``sqlite`` nor a Redis URL.
     """
-    chosen = os.environ.get("TRELLIS_ONLINE_STORE", "sqlite")
     if chosen == "sqlite":
         return json.dumps({"type": "sqlite", "path": str(home / "feast" / "online.db")})
     from trellis.adapters.online_redis import connection_string

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -11,7 +12,13 @@ import trellis
 
 
 def git_state(root: Path) -> dict[str, str]:
-    """Return the commit and whether the tree differs from it; ``unknown`` outside a repository."""
+    """Return the commit and whether the tree differs from it; ``unknown`` outside a repository and an image.
+
+    An image names the commit it was built from in ``GIT_COMMIT``, with ``-dirty`` behind it where the tree differed.
+    """
+    if built := os.environ.get("GIT_COMMIT"):
+        of_image, _, dirty = built.partition("-")
+        return {"git_commit": of_image, "git_dirty": "unknown" if of_image == "unknown" else str(bool(dirty)).lower()}
     commit = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlparse
 
+from trellis.adapters.object_store import read_text
 from trellis.artifact import Manifest
 from trellis.errors import RegistryError, StorageError
 
@@ -35,7 +36,7 @@ class Version:
 
     Attributes:
         model, version: Its name.
-        location: Local directory of the sealed artifact.
+        location: Directory of the sealed artifact: a local path, or ``s3://…`` (see ``trellis.adapters.object_store``).
         digest: The artifact's digest.
         run_id: MLflow's run.
         tags: Lineage: dataset digest, Git commit and so on.
@@ -192,9 +193,9 @@ class ModelRegistry:
         Raises:
             RegistryError: It is not there.
         """
-        path = Path(version.location).parent / name
+        path = f"{version.location.rpartition('/')[0]}/{name}"
         try:
-            return path.read_text()
+            return read_text(path)
         except OSError as error:
             raise RegistryError(
                 f"Version {version.version} of {version.model!r} has no document {name!r}.", where=path

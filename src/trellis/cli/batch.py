@@ -123,22 +123,28 @@ def locate(model: str, version: str | None) -> tuple[str, Path, str]:
             if plan is None:
                 remedy = f"Train it with: trellis flow train {model}, or give --version."
                 raise RolloutError(f"{model!r} has no rollout plan, so no champion.", remedy=remedy)
-            return plan.champion.version, Path(plan.champion.location), plan.champion.digest
+            return _located(plan.champion)
         # A plan names the files of whatever it ever served, so those versions need no registry.
         for change in reversed(plans.history(model) if plan else []):
             for variant in change.plan.variants:
                 if variant.version == version:
-                    return version, Path(variant.location), variant.digest
+                    return _located(variant)
     finally:
         plans.close()
     from trellis.adapters.registry import ModelRegistry
 
     registry = ModelRegistry(settings().tracking_uri, settings().directory("mlflow", "artifacts"))
-    found = registry.version(model, version)
-    return found.version, Path(found.location), found.digest
+    return _located(registry.version(model, version))
+
+
+def _located(found: Any) -> tuple[str, Path, str]:
+    from trellis.adapters.object_store import local_artifact
+
+    return found.version, local_artifact(found.location, found.digest, settings().directory()), found.digest
 
 
 def _feature_store() -> Any:
     from trellis.adapters.feature_store import FeatureStore
 
-    return FeatureStore(settings().feature_repo.resolve(), settings().home.resolve())
+    config = settings()
+    return FeatureStore(config.feature_repo.resolve(), config.home.resolve(), config.online_store)

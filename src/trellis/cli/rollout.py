@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -253,6 +252,7 @@ def place(state: Any) -> str:
 
 def _variant(controller: Any, model: str, version: str) -> Any:
     """Return a version with its files' place and digest, checked; from the plan's history, or else the registry."""
+    from trellis.adapters.object_store import local_artifact
     from trellis.adapters.signing import verify_artifact
     from trellis.rollout import Variant
 
@@ -265,7 +265,7 @@ def _variant(controller: Any, model: str, version: str) -> Any:
         registry = ModelRegistry(settings().tracking_uri, settings().directory("mlflow", "artifacts"))
         found = registry.version(model, version)
         location, digest = str(found.location), found.digest
-    verify_artifact(Path(location), digest, settings().verify_key)
+    verify_artifact(local_artifact(location, digest, settings().directory()), digest, settings().verify_key)
     return Variant(version, "canary", 0.0, location, digest)
 
 

@@ -129,12 +129,10 @@ def open_store(tmp, url):
     (repo / "definitions.py").write_text(DEFINITIONS)
     shutil.copy(ROOT / "feature_repo" / "feature_store.yaml", repo)
     tables(home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRELLIS_ONLINE_STORE", url)
-        store = FeatureStore(repo, home)
-        store.apply()
-        store.materialize(NOW)
-        store.describe("everything")
+    store = FeatureStore(repo, home, url)
+    store.apply()
+    store.materialize(NOW)
+    store.describe("everything")
     return store
 
 
@@ -234,11 +232,9 @@ def test_a_newer_row_replaces_and_an_older_one_does_not(redis_url, tmp_path):
 def test_what_one_redis_holds_another_does_not(redis_url, tmp_path):
     store = open_store(tmp_path, redis_url + "/2")
     assert store.materialize(NOW)["numbers"] == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRELLIS_ONLINE_STORE", "sqlite")
-        other = FeatureStore(tmp_path / "repo", tmp_path / "home")
-        other.apply()
-        assert other.materialize(NOW)["numbers"] == 4
+    other = FeatureStore(tmp_path / "repo", tmp_path / "home")
+    other.apply()
+    assert other.materialize(NOW)["numbers"] == 4
 
 
 def test_a_redis_that_is_away_raises_at_once(redis_store, monkeypatch):
