@@ -49,8 +49,8 @@ def subject_of(model: str, settings: Settings) -> Subject:
         DataError: The artifact holds no readable baseline.
     """
     # Late, so that rendering rules or metrics needs neither a database nor a plug-in.
-    from trellis.adapters.object_store import local_artifact
     from trellis.adapters.plan_store import PlanStore
+    from trellis.adapters.remote_artifacts import local_artifact
     from trellis.catalog import Catalogue
 
     spec = Catalogue([settings.models]).plugin(model).spec

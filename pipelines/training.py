@@ -21,9 +21,9 @@ from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
 from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
-from trellis.adapters.object_store import local_artifact
 from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
+from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import sign_artifact
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks

@@ -12,6 +12,6 @@ step() {
   fi
   echo "migrate: $what: done"
 }
-step "Trellis's tables, bucket and key" trellis setup --bucket "$BUCKET" --key-file /run/secrets/api_key
+step "Trellis's tables, bucket and key" trellis setup --objects "$OBJECTS" --key-file /run/secrets/api_key
 step "MLflow's schema" mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"
 step "Prefect's schema" prefect server database upgrade --yes

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from services.prediction.columns import batch, to_json
 from services.prediction.errors import VersionError
 from services.prediction.metrics import Metrics
-from trellis.adapters.object_store import local_artifact
+from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import verify_artifact
 from trellis.artifact import ONNX_MODEL
 from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select

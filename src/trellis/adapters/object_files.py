@@ -72,6 +72,17 @@ class ObjectFiles:
             with store.open_output_stream(target) as writing:
                 shutil.copyfileobj(reading, writing, 1 << 20)
 
+    def make(self) -> None:
+        """Make the place, its bucket included, if it is not there.
+
+        Raises:
+            ConfigError: The URL is none of an object store.
+            StorageError: The store does not answer, or refuses.
+        """
+        store, root = self._opened
+        with self._guarded():
+            store.create_dir(root, recursive=True)
+
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
         try:
@@ -80,6 +91,9 @@ class ObjectFiles:
                 store = fs.S3FileSystem(
                     region=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
                     endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
+                    connect_timeout=5,
+                    request_timeout=60,
+                    allow_bucket_creation=True,
                 )
         except ArrowInvalid as error:
             raise ConfigError(

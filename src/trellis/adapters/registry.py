@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlparse
 
-from trellis.adapters.object_store import read_text
+from trellis.adapters.remote_artifacts import read_document
 from trellis.artifact import Manifest
 from trellis.errors import RegistryError, StorageError
 
@@ -36,7 +36,7 @@ class Version:
 
     Attributes:
         model, version: Its name.
-        location: Directory of the sealed artifact: a local path, or ``s3://…`` (see ``trellis.adapters.object_store``).
+        location: Directory of the sealed artifact: a path, or ``s3://…`` (see ``remote_artifacts``).
         digest: The artifact's digest.
         run_id: MLflow's run.
         tags: Lineage: dataset digest, Git commit and so on.
@@ -195,7 +195,7 @@ class ModelRegistry:
         """
         path = f"{version.location.rpartition('/')[0]}/{name}"
         try:
-            return read_text(path)
+            return read_document(path)
         except OSError as error:
             raise RegistryError(
                 f"Version {version.version} of {version.model!r} has no document {name!r}.", where=path

@@ -138,7 +138,7 @@ def locate(model: str, version: str | None) -> tuple[str, Path, str]:
 
 
 def _located(found: Any) -> tuple[str, Path, str]:
-    from trellis.adapters.object_store import local_artifact
+    from trellis.adapters.remote_artifacts import local_artifact
 
     return found.version, local_artifact(found.location, found.digest, settings().directory()), found.digest
 

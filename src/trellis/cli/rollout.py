@@ -252,7 +252,7 @@ def place(state: Any) -> str:
 
 def _variant(controller: Any, model: str, version: str) -> Any:
     """Return a version with its files' place and digest, checked; from the plan's history, or else the registry."""
-    from trellis.adapters.object_store import local_artifact
+    from trellis.adapters.remote_artifacts import local_artifact
     from trellis.adapters.signing import verify_artifact
     from trellis.rollout import Variant
 

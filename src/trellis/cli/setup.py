@@ -12,14 +12,14 @@ from trellis.settings import settings
 
 
 def setup(
-    bucket: Annotated[str | None, typer.Option(help="Bucket of the object store to make, if it is not there.")] = None,
+    objects: Annotated[str | None, typer.Option(help="Place in an object store to make: s3://bucket.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File of an API key that may do everything.")] = None,
 ) -> None:
     """Make tables, bucket and first API key; doing it twice changes nothing."""
     from trellis.adapters.api_keys import SCOPES, KeyStore
     from trellis.adapters.database import engine
     from trellis.adapters.decision_store import DecisionStore
-    from trellis.adapters.object_store import make_bucket
+    from trellis.adapters.object_files import ObjectFiles
     from trellis.adapters.rollout_controller import RolloutController
 
     url = settings().database_url
@@ -27,9 +27,9 @@ def setup(
     DecisionStore(engine(url))
     keys = KeyStore(url)
     typer.echo("Tables: ready.")
-    if bucket is not None:
-        make_bucket(bucket)
-        typer.echo(f"Bucket {bucket}: ready.")
+    if objects is not None:
+        ObjectFiles("artifacts", objects).make()
+        typer.echo(f"{objects}: ready.")
     if key_file is not None:
         try:
             text = key_file.read_text().strip()
