@@ -72,4 +72,4 @@ bench: install ## Run the benchmarks; they print ratios against the stock way
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 clean: ## Remove what runs have written; .venv stays
-	rm -rf var dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf var .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,16 +1,18 @@
 """Requests per second and latency over HTTP: this service, a plain BentoML endpoint, and raw ASGI apps, in one run.
 
 All answer one JSON row of 15 numbers with the same XGBoost model (100 trees, depth 6), one worker each, 16 connections,
-on loopback. The peers are in ``peers/``: BentoML as its documentation writes an endpoint, and the least code that can
-answer over uvicorn, once with XGBoost itself and once with ONNX Runtime (which this service scores with). This service
-does more than any of them: typed checks, the split, contract checks, a durable record of every answer, metrics. Rounds
-are interleaved and medians reported, because machines are noisy: read the ratios.
+on loopback. The peers are in ``peers/``: BentoML, LitServe and MLServer as their documentation writes an endpoint,
+``mlflow models serve``, and the least code that can answer over uvicorn, once with XGBoost itself and once with ONNX
+Runtime (which this service scores with). LitServe, MLServer and MLflow run in environments of their own, which are made
+in ``.bench/`` the first time (a few minutes and an index of packages). This service does more than any of them: typed
+checks, the split, contract checks, a durable record of every answer, metrics. Rounds are interleaved and medians
+reported, because machines are noisy: read the ratios.
 
 ``ours+key`` asks for an API key with a limit; ``ours+shadow`` scores a tenth of the requests again in the shadow (with
 two cores the shadow takes the load generator's place now and then); in ``ours+hung`` the shadow never comes back.
 
-Run it with ``python tests/benchmarks/bench_http.py [--seconds N] [--rounds N] [--only ours,raw,raw-xgb,bentoml]``. It
-needs ``wrk`` (a load generator written in C) on the path and says so where it is not there.
+Run it with ``python tests/benchmarks/bench_http.py [--seconds N] [--rounds N] [--only ours,raw,bentoml]``. It needs
+``wrk`` (a load generator written in C) on the path and says so where it is not there.
 """
 
 from __future__ import annotations
@@ -38,8 +40,23 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(PEERS))
+from environments import environment  # noqa: E402
+
 NAMES = [f"f{i:02d}" for i in range(15)]
 MODEL = "bench_rows"
+EVERYONE = (
+    "ours",
+    "ours+key",
+    "ours+shadow",
+    "ours+hung",
+    "raw",
+    "raw-xgb",
+    "bentoml",
+    "litserve",
+    "mlserver",
+    "mlflow",
+)
 
 PLUGIN = '''
 """Fifteen numbers in, one probability out."""
@@ -232,13 +249,53 @@ def wrk(url: str, script: Path, connections: int, seconds: int) -> dict[str, flo
     }
 
 
+def others(home: Path, ports: dict[str, int], row: dict[str, float]) -> dict[str, tuple]:
+    """Return the commands, environments, paths and bodies of the peers that need environments of their own."""
+    found: dict[str, tuple] = {}
+    model = {"PEER_MODEL": str(home / "model.ubj")}
+    if place := environment("litserve"):
+        command = [str(place / "python"), str(PEERS / "lit_serve.py"), str(ports["litserve"])]
+        found["litserve"] = (command, model, "/predict", {"row": row})
+    if place := environment("mlserver"):
+        directory = home / "mlserver"
+        directory.mkdir()
+        settings = {"host": "127.0.0.1", "http_port": ports["mlserver"], "parallel_workers": 0, "debug": False}
+        settings |= {"grpc_port": free_port(), "metrics_port": free_port()}
+        (directory / "settings.json").write_text(json.dumps(settings))
+        kind = {"name": "rows", "implementation": "mlserver_xgboost.XGBoostModel"}
+        (directory / "model-settings.json").write_text(
+            json.dumps(kind | {"parameters": {"uri": str(home / "model.ubj")}})
+        )
+        tensor = {"name": "predict", "shape": [1, 15], "datatype": "FP32", "data": list(row.values())}
+        body = {"inputs": [tensor], "outputs": [{"name": "predict_proba"}]}
+        found["mlserver"] = ([str(place / "mlserver"), "start", str(directory)], {}, "/v2/models/rows/infer", body)
+    if place := environment("mlflow"):
+        made = [str(place / "python"), str(PEERS / "mlflow_model.py"), str(home / "model.ubj"), str(home / "mlflow")]
+        subprocess.run(made, check=True, capture_output=True)
+        command = [str(place / "mlflow"), "models", "serve", "--model-uri", str(home / "mlflow")]
+        command += ["--env-manager", "local", "--workers", "1", "--host", "127.0.0.1", "--port", str(ports["mlflow"])]
+        path = {"PATH": f"{place}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        body = {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}}
+        found["mlflow"] = (command, path, "/invocations", body)
+    return found
+
+
+def probability(who: str, answer: dict) -> float:
+    """Return what a server answered."""
+    if who.startswith("ours"):
+        return answer["predictions"][0]["probability"]
+    if who == "mlserver":
+        return answer["outputs"][0]["data"][-1]
+    return answer["predictions"][0] if who == "mlflow" else answer["probability"]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--only", default="ours,ours+key,ours+shadow,ours+hung,raw,raw-xgb,bentoml")
+    parser.add_argument("--only", default=",".join(EVERYONE))
     chosen = parser.parse_args()
     if shutil.which("wrk") is None:
         print("bench_http is left out: it needs wrk on the path (Debian: apt-get install wrk).")
@@ -248,8 +305,7 @@ def main() -> None:
         home = Path(name)
         model_files(home)
         common = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
-        everyone = ("ours", "ours+key", "ours+shadow", "ours+hung", "raw", "raw-xgb", "bentoml")
-        ports = {who: free_port() for who in everyone}
+        ports = {who: free_port() for who in EVERYONE}
         python = sys.executable
         servers = {}
         keys = {}
@@ -300,8 +356,13 @@ def main() -> None:
                 {"row": row},
             ),
         }
+        wanted = chosen.only.split(",")
+        if {"litserve", "mlserver", "mlflow"} & set(wanted):
+            servers |= others(home, ports, row)
         targets, answers = {}, {}
-        for who in chosen.only.split(","):
+        for who in wanted:
+            if who not in servers:
+                continue
             command, environment, path, body = servers[who]
             url, data = f"http://127.0.0.1:{ports[who]}{path}", json.dumps(body).encode()
             headers = {"Content-Type": "application/json"}
@@ -312,13 +373,11 @@ def main() -> None:
             )
             script = home / f"{who}.lua"
             script.write_text(
-                f'wrk.method = "POST"\nwrk.body = [[{data.decode()}]]\n'
+                f'wrk.method = "POST"\nwrk.body = [==[{data.decode()}]==]\n'
                 + "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in headers.items())
             )
             targets[who] = (url, script)
-        given = {
-            who: (a["predictions"][0] if who.startswith("ours") else a)["probability"] for who, a in answers.items()
-        }
+        given = {who: probability(who, answer) for who, answer in answers.items()}
         assert max(given.values()) - min(given.values()) < 1e-5, f"not the same model: {given}"
         for url, script in targets.values():
             wrk(url, script, chosen.connections, 2)
@@ -337,7 +396,7 @@ def main() -> None:
         print(f"{'':14}{'req/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'not 2xx':>9}")
         for who, m in medians.items():
             print(f"{who:14}{m['rps']:8.0f}{m['p50']:9.2f}{m['p99']:9.2f}{m['bad']:9.0f}")
-        for peer in ("bentoml", "raw-xgb", "raw"):
+        for peer in ("bentoml", "mlserver", "litserve", "mlflow", "raw-xgb", "raw"):
             if peer in medians and "ours" in medians:
                 print(f"ours / {peer}: {medians['ours']['rps'] / medians[peer]['rps']:.2f}x requests per second")
         for more in ("ours+key", "ours+shadow", "ours+hung"):

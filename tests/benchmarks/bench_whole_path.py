@@ -129,7 +129,7 @@ def deploy(home: Path, files: Path, store: str, shadow: str | None) -> str:
 def lua(path: Path, bodies: list[bytes], headers: dict[str, str]) -> Path:
     """Write a script for wrk that sends the bodies in turn."""
     lines = ['wrk.method = "POST"', *(f'wrk.headers["{n}"] = "{v}"' for n, v in headers.items()), "local bodies = {"]
-    lines += [f"[[{body.decode()}]]," for body in bodies]
+    lines += [f"[==[{body.decode()}]==]," for body in bodies]
     lines += ["}", "local i = 0", "function request()", "  i = i % #bodies + 1"]
     path.write_text("\n".join([*lines, "  return wrk.format(nil, nil, nil, bodies[i])", "end"]))
     return path
