@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 
 import sqlalchemy as sa
 
-from trellis.adapters.database import engine
-from trellis.errors import ConfigError, StorageError, close_matches
+from trellis.adapters.database import Database, engine
+from trellis.errors import ConfigError, close_matches
 
 Scope = Literal["predict", "label", "read", "operate"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -127,14 +126,7 @@ class KeyStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
-        self._engine = engine(url)
-        with self._guarded():
-            try:
-                _metadata.create_all(self._engine)
-            except sa.exc.DatabaseError:
-                # Several processes starting at once: another one made them between our look and our try.
-                _metadata.create_all(self._engine)
+        self._database = Database(engine(url), _metadata, "key store")
 
     def create(
         self,
@@ -165,7 +157,7 @@ class KeyStore:
         """
         _check(name, scopes, lifetime, per_minute)
         now = datetime.now(UTC)
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             return self._insert(connection, name, scopes, per_minute, now, lifetime, who, why)
 
     def adopt(self, key: str, name: str, scopes: Sequence[str], *, who: str, why: str) -> ApiKey:
@@ -202,7 +194,7 @@ class KeyStore:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(sa.select(_keys).order_by(_keys.c.created_at, _keys.c.id)).all()
         return [_key(row) for row in rows]
 
@@ -213,7 +205,7 @@ class KeyStore:
             ConfigError: There is no such key.
             StorageError: The database refuses.
         """
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             key = self._get(connection, key_id)
             if key.revoked_at is None:
                 now = datetime.now(UTC)
@@ -233,11 +225,13 @@ class KeyStore:
         if grace < timedelta(0):
             raise ConfigError("The time that a rotated key works on cannot be negative.", remedy="Give 0 or more.")
         now = datetime.now(UTC)
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             old = self._get(connection, key_id)
             ended = old.ended(now)
             if ended:
-                raise ConfigError(f"The key {key_id!r} is {ended}.", where=self._where, remedy="Create a new one.")
+                raise ConfigError(
+                    f"The key {key_id!r} is {ended}.", where=self._database.where, remedy="Create a new one."
+                )
             lifetime = None if old.expires_at is None else old.expires_at - old.created_at
             end = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
             connection.execute(_keys.update().where(_keys.c.id == key_id).values(expires_at=end.isoformat()))
@@ -252,7 +246,7 @@ class KeyStore:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(sa.select(_actions).order_by(_actions.c.number)).all()
         return [Action(row.key_id, row.action, row.at, row.who, row.why) for row in rows]
 
@@ -290,19 +284,8 @@ class KeyStore:
         if row is None:
             known = connection.execute(sa.select(_keys.c.id)).scalars()
             hint = close_matches(key_id[:60], known)
-            raise ConfigError(f"There is no key {key_id[:60]!r}.", where=self._where, remedy=hint)
+            raise ConfigError(f"There is no key {key_id[:60]!r}.", where=self._database.where, remedy=hint)
         return _key(row)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageError(
-                f"The key store does not answer: {type(error).__name__}.",
-                where=self._where,
-                remedy="Look for a stopped database or a full disk.",
-            ) from error
 
 
 def _check(name: str, scopes: Sequence[str], lifetime: timedelta | None, per_minute: int) -> None:

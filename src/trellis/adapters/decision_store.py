@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, func, insert, select
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, Text, func, select
 
+from trellis.adapters.database import Database, insert_if_absent
 from trellis.decision import Decision, dumps
-from trellis.errors import RegistryError, StorageError
+from trellis.errors import RegistryError
 
 _METADATA = MetaData()
 _DECISIONS = Table(
@@ -43,12 +43,14 @@ class DecisionStore:
     """The journal of decisions.
 
     Args:
-        engine: A SQLAlchemy engine; the table is made if it is not there.
+        engine: What ``database.engine`` returned; the table is made if it is not there.
+
+    Raises:
+        StorageError: The database cannot be opened.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        _METADATA.create_all(engine)
+        self._database = Database(engine, _METADATA, "journal of decisions")
 
     def record(self, decision: Decision) -> None:
         """Keep a decision; recording it again changes nothing.
@@ -64,26 +66,19 @@ class DecisionStore:
             "outcome": decision.verdict.outcome,
             "body": dumps(decision),
         }
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(_DECISIONS).values(row))
-        except IntegrityError:
-            return  # ids are made from content, so the one that is there is this one
-        except OperationalError as error:
-            raise StorageError(
-                f"The decision {decision.id} could not be kept: {error.orig}.",
-                where=self._engine.url.render_as_string(),
-                remedy="Free disk space or mend the store; the decision is taken again at the next run.",
-            ) from error
+        with self._database.writing() as connection:
+            # Ids are made from content, so one that is there already is this one.
+            insert_if_absent(connection, _DECISIONS, **row)
 
     def get(self, start: str) -> Decision:
         """Return the one decision whose id starts so.
 
         Raises:
             RegistryError: None does, or several do.
+            StorageError: The database does not answer.
         """
         query = select(_DECISIONS.c.body).where(_DECISIONS.c.id.startswith(start, autoescape=True)).limit(2)
-        with self._engine.connect() as connection:
+        with self._database.reading() as connection:
             bodies = connection.scalars(query).all()
         if len(bodies) != 1:
             problem = "No decision" if not bodies else "More than one decision"
@@ -91,13 +86,17 @@ class DecisionStore:
         return _DECISION.validate_python(_load(bodies[0]))
 
     def list(self, model: str | None = None, kind: str | None = None) -> list[Decision]:
-        """Return decisions in the order of their event time, oldest first; those of one moment as they were taken."""
+        """Return decisions in the order of their event time, oldest first; those of one moment as they were taken.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
         query = select(_DECISIONS.c.body).order_by(_DECISIONS.c.at, _DECISIONS.c.number)
         if model is not None:
             query = query.where(_DECISIONS.c.model == model)
         if kind is not None:
             query = query.where(_DECISIONS.c.kind == kind)
-        with self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return [_DECISION.validate_python(_load(body)) for body in connection.scalars(query)]
 
     def headlines(self, model: str, *, limit: int) -> tuple[Headline, ...]:
@@ -105,13 +104,13 @@ class DecisionStore:
         columns = (_DECISIONS.c.id, _DECISIONS.c.model, _DECISIONS.c.kind, _DECISIONS.c.at, _DECISIONS.c.outcome)
         query = select(*columns).where(_DECISIONS.c.model == model)
         query = query.order_by(_DECISIONS.c.at.desc(), _DECISIONS.c.number.desc()).limit(limit)
-        with self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return tuple(Headline(*row) for row in connection.execute(query))
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """Return how many decisions were taken, by model, kind and outcome."""
         by = (_DECISIONS.c.model, _DECISIONS.c.kind, _DECISIONS.c.outcome)
-        with self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(select(*by, func.count()).group_by(*by)).all()
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 

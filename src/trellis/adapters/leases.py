@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from trellis.errors import LeaseHeldError, StorageError
+from trellis.adapters.database import guarded, insert_if_absent
+from trellis.errors import LeaseHeldError
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Leases:
         self, table: sa.Table, engine: sa.Engine, *, what: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._table, self._engine, self._what, self._clock = table, engine, what, clock
+        self._store = f"{what} store's leases"
         self._where = engine.url.render_as_string(hide_password=True)
 
     @contextmanager
@@ -88,7 +89,7 @@ class Leases:
             ended.set()
             if renew:
                 renewing.join()
-            with self._guarded(), self._engine.begin() as connection:
+            with guarded(self._engine, self._store), self._engine.begin() as connection:
                 connection.execute(self._table.update().where(self._ours(taken)).values(holder="", expires=0.0))
 
     def check(self, connection: sa.Connection, lease: Lease) -> None:
@@ -107,10 +108,9 @@ class Leases:
 
     def _take(self, model: str, holder: str, seconds: float) -> Lease:
         table, until = self._table, self._clock() + seconds
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        with self._guarded(), self._engine.begin() as connection:
-            first = dialect.insert(table).values(model=model, holder="", token=0, expires=0.0)
-            connection.execute(first.on_conflict_do_nothing())  # the first statement writes, and so takes the lock
+        with guarded(self._engine, self._store), self._engine.begin() as connection:
+            # The first statement writes, and so takes the lock.
+            insert_if_absent(connection, table, model=model, holder="", token=0, expires=0.0)
             held = connection.execute(sa.select(table).where(table.c.model == model).with_for_update()).one()
             # One that ends later than any taken now could was taken before the clock was set back: it counts as over.
             if held.holder and held.expires > self._clock() and held.expires <= until and not _dead(held.holder):
@@ -133,17 +133,6 @@ class Leases:
                         return
             except sa.exc.SQLAlchemyError:
                 continue  # the store is away; the next write tells
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageError(
-                f"The leases of the {self._what} store do not work: {getattr(error, 'orig', None) or error}.",
-                where=self._where,
-                remedy="Check that the database is reachable and its disk has room.",
-            ) from error
 
     def _ours(self, lease: Lease) -> sa.ColumnElement[bool]:
         return (self._table.c.model == lease.model) & (self._table.c.token == lease.token)

@@ -6,18 +6,15 @@ and who changed it and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects import postgresql, sqlite
 
-from trellis.adapters.database import engine
+from trellis.adapters.database import Database, engine, insert_if_absent
 from trellis.decision import dumps
-from trellis.errors import StaleRevisionError, StorageError
+from trellis.errors import StaleRevisionError
 from trellis.rollout.plan import RolloutPlan
 
 _metadata = sa.MetaData()
@@ -72,10 +69,7 @@ class PlanStore:
     """
 
     def __init__(self, url: str) -> None:
-        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
-        self._engine = engine(url)
-        with self._guarded():
-            self._create_tables()
+        self._database = Database(engine(url), _metadata, "plan store")
 
     def current(self, model: str) -> RolloutPlan | None:
         """Return the plan of ``model``, or None where it has none.
@@ -83,7 +77,7 @@ class PlanStore:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return self.stored(connection, model)
 
     def stored(self, connection: sa.Connection, model: str) -> RolloutPlan | None:
@@ -110,7 +104,7 @@ class PlanStore:
             StaleRevisionError: Somebody else changed the plan first; nothing was written.
             StorageError: The database refuses.
         """
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             return self.write(connection, plan, expected_revision=expected_revision, who=who, why=why)
 
     def write(
@@ -137,7 +131,7 @@ class PlanStore:
         by = "" if newest is None else f", written by {newest.who!r}: {newest.why}"
         raise StaleRevisionError(
             f"The plan of {plan.model!r} is at revision {found}, not {expected_revision}{by}.",
-            where=self._where,
+            where=self._database.where,
             remedy="Read the current plan, decide again, and save on its revision.",
         )
 
@@ -148,7 +142,7 @@ class PlanStore:
             StorageError: The database does not answer.
         """
         query = sa.select(_changes).where(_changes.c.model == model).order_by(_changes.c.revision.desc()).limit(last)
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return [Change(_adapter.validate_json(row.document), row.at, row.who, row.why) for row in reversed(rows)]
 
@@ -158,12 +152,12 @@ class PlanStore:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return list(connection.execute(sa.select(_plans.c.model).order_by(_plans.c.model)).scalars())
 
     def close(self) -> None:
         """Give the connections back."""
-        self._engine.dispose()
+        self._database.close()
 
     def _claim(self, connection: sa.Connection, plan: RolloutPlan, document: str, expected: int) -> bool:
         """Write the plan where the revision is as expected; being first, the statement takes the lock it needs."""
@@ -171,25 +165,4 @@ class PlanStore:
         if expected > 0:
             where = (_plans.c.model == plan.model) & (_plans.c.revision == expected)
             return connection.execute(_plans.update().where(where).values(**values)).rowcount == 1
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        insert = dialect.insert(_plans).values(model=plan.model, **values).on_conflict_do_nothing()
-        return connection.execute(insert).rowcount == 1
-
-    def _create_tables(self) -> None:
-        try:
-            _metadata.create_all(self._engine)
-        except sa.exc.DatabaseError:
-            # Several processes starting at once: another one made them between our look and our try.
-            _metadata.create_all(self._engine)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise StorageError(
-                f"The plan store does not work: {cause}.",
-                where=self._where,
-                remedy="Check that the database is reachable and its disk has room.",
-            ) from error
+        return insert_if_absent(connection, _plans, model=plan.model, **values)

@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects import postgresql, sqlite
 
-from trellis.adapters.database import engine
+from trellis.adapters.database import Database, engine, insert_if_absent
 from trellis.adapters.leases import Lease, Leases, lease_table
 from trellis.adapters.plan_store import PlanStore
 from trellis.decision import dumps
-from trellis.errors import StaleRevisionError, StorageError
+from trellis.errors import StaleRevisionError
 from trellis.rollout.plan import RolloutPlan
 from trellis.rollout.state import Rollout, Transition
 
@@ -68,15 +67,9 @@ class RolloutStore:
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
         self._plans = PlanStore(url)
-        self._engine = engine(url)
-        self._leases = Leases(_leases, self._engine, what="rollout", clock=clock)
-        with self._guarded():
-            try:
-                _metadata.create_all(self._engine)
-            except sa.exc.DatabaseError:
-                _metadata.create_all(self._engine)  # another process made them between our look and our try
+        self._database = Database(engine(url), _metadata, "rollout store")
+        self._leases = Leases(_leases, self._database.engine, what="rollout", clock=clock)
 
     def current(self, model: str) -> Rollout | None:
         """Return the model's newest rollout, open or over; None where it never had one.
@@ -85,7 +78,7 @@ class RolloutStore:
             StorageError: The database does not answer.
         """
         query = sa.select(_rollouts.c.document).where(_rollouts.c.model == model)
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             document = connection.execute(query).scalar()
         return None if document is None else _adapter.validate_json(document)
 
@@ -97,7 +90,7 @@ class RolloutStore:
         """
         query = sa.select(_transitions).where(_transitions.c.model == model)
         query = query.order_by(_transitions.c.serial.desc()).limit(last)
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return [
             Transition(_adapter.validate_json(r.document), r.at, r.who, r.why, r.decision, r.revision)
@@ -138,7 +131,7 @@ class RolloutStore:
             LeaseHeldError: The lease is another's by now; nothing was written.
             StorageError: The database refuses.
         """
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             if lease is not None:
                 self._leases.check(connection, lease)
             document = dumps(after)
@@ -151,7 +144,7 @@ class RolloutStore:
                     return stored
                 raise StaleRevisionError(
                     f"The rollout of {after.model!r} has moved since it was read.",
-                    where=self._where,
+                    where=self._database.where,
                     remedy="Read it again, decide again.",
                 )
             stored = self._plans.stored(connection, after.model)
@@ -185,30 +178,14 @@ class RolloutStore:
     def close(self) -> None:
         """Give the connections back."""
         self._plans.close()
-        self._engine.dispose()
+        self._database.close()
 
     def _claim(self, connection: sa.Connection, before: Rollout | None, after: Rollout, document: str) -> bool:
         values = {"id": after.id, "number": after.number, "document": document}
         if before is None:
-            insert = self._insert(_rollouts).values(model=after.model, **values).on_conflict_do_nothing()
-            return connection.execute(insert).rowcount == 1
+            return insert_if_absent(connection, _rollouts, model=after.model, **values)
         was = (_rollouts.c.model == after.model) & (_rollouts.c.id == before.id) & (_rollouts.c.number == before.number)
         return connection.execute(_rollouts.update().where(was).values(**values)).rowcount == 1
-
-    def _insert(self, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise StorageError(
-                f"The rollout store does not work: {cause}.",
-                where=self._where,
-                remedy="Check that the database is reachable and its disk has room.",
-            ) from error
 
 
 def _same(one: RolloutPlan, other: RolloutPlan) -> bool:

@@ -1,5 +1,7 @@
 """Play one rollout again and again, killed at random SQL statements until it gets through; prints what was seen.
 
+Each rollout has a database of its own: a file below ``sqlite:///…``, or one that is made on a PostgreSQL server.
+
 Every controller is a process of its own, forked off one that has imported everything, and ends by ``os._exit``: nothing
 is flushed, no transaction ended, no lease given back.
 """
@@ -82,11 +84,21 @@ def controller_process(url, draw, place):
         os._exit(status)
 
 
+def fresh(place, name):
+    if place.startswith("sqlite"):
+        return f"{place}/{name}.db"
+    admin = sa.create_engine(f"{place}/postgres", isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return f"{place}/{name}"
+
+
 def main():
     """Kill until there were enough, and through to the end of the last rollout."""
-    home, wanted = sys.argv[1], int(sys.argv[2])
+    place, wanted = sys.argv[1], int(sys.argv[2])
     draw = random.Random(20130701)
-    undisturbed = f"sqlite:///{home}/undisturbed.db"
+    undisturbed = fresh(place, "undisturbed")
     if os.fork() == 0:
         play(undisturbed)
         os._exit(0)
@@ -94,7 +106,7 @@ def main():
     kills, rollouts, ends, places = 0, 0, set(), Counter()
     reading, writing = os.pipe()
     while kills < wanted:
-        url = f"sqlite:///{home}/{rollouts}.db"
+        url = fresh(place, f"kills{rollouts}")
         rollouts += 1
         status = KILLED
         while status == KILLED:

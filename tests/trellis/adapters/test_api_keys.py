@@ -14,8 +14,8 @@ BY = {"who": "ann", "why": "a test"}
 
 
 @pytest.fixture
-def store(tmp_path):
-    return KeyStore(f"sqlite:///{tmp_path}/trellis.db")
+def store(url):
+    return KeyStore(url)
 
 
 def test_a_key_opens_with_its_secret_and_nothing_else(store):
@@ -33,6 +33,7 @@ def test_a_key_opens_with_its_secret_and_nothing_else(store):
     assert [k.id for k in store.known()] == [kept.id, other_kept.id]
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_secrets_are_nowhere_in_the_database(store, tmp_path):
     key, kept = store.create("client", ["predict"], **BY)
     secret = split(key)[1]

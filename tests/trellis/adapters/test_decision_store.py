@@ -1,7 +1,5 @@
 """Decisions are kept once, found by the start of their id, and come back to the last bit."""
 
-from pathlib import Path
-
 import pytest
 
 from trellis.adapters.database import engine
@@ -24,8 +22,8 @@ def _decision(at: str = "2013-07-01T00:00:00Z", value: float = 0.1 + 0.2):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> DecisionStore:
-    return DecisionStore(engine(f"sqlite:///{tmp_path}/t.db"))
+def store(url: str) -> DecisionStore:
+    return DecisionStore(engine(url))
 
 
 def test_recording_twice_keeps_one_and_it_comes_back_exactly(store: DecisionStore):

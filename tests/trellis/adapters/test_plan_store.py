@@ -1,15 +1,15 @@
-"""The plan store: one winner per revision, nothing half written, everything in the history."""
+"""The plan store on SQLite and PostgreSQL: one winner per revision, nothing half written, all of it in the history."""
 
-import sqlite3
+import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateTable
 
-from trellis.adapters import plan_store
 from trellis.adapters.plan_store import PlanStore
 from trellis.errors import StaleRevisionError, StorageError
 from trellis.rollout.plan import Shadow, Variant, first_plan, promoted, with_canary
@@ -20,8 +20,8 @@ def variant(version):
 
 
 @pytest.fixture
-def store(tmp_path):
-    store = PlanStore(f"sqlite:///{tmp_path}/trellis.db")
+def store(url):
+    store = PlanStore(url)
     yield store
     store.close()
 
@@ -63,8 +63,7 @@ def test_saying_the_same_again_is_harmless(store):
     assert len(store.history("toy")) == 1
 
 
-def test_one_of_many_writers_wins_each_revision(tmp_path):
-    url = f"sqlite:///{tmp_path}/trellis.db"
+def test_one_of_many_writers_wins_each_revision(url):
     stores = [PlanStore(url) for _ in range(4)]
     stores[0].save(first_plan("toy", variant("0"), salt="s"), expected_revision=0, who="platform", why="first")
     barrier = threading.Barrier(4)
@@ -90,26 +89,29 @@ def test_one_of_many_writers_wins_each_revision(tmp_path):
         store.close()
 
 
-def test_a_crash_between_the_two_writes_leaves_neither(store, tmp_path):
+def test_one_of_two_processes_wins_each_revision(url, store):
+    script = Path(__file__).with_name("store_races.py")
+    racers = [
+        subprocess.Popen([sys.executable, script, "plans", url, name, "40"], stdout=subprocess.PIPE)
+        for name in ("one", "two")
+    ]
+    won = {}
+    for name, racer in zip(("one", "two"), racers, strict=True):
+        out, _ = racer.communicate(timeout=60)
+        assert racer.returncode == 0
+        won[name] = json.loads(out)
+    history = store.history("toy")
+    assert [c.plan.revision for c in history] == list(range(1, 41))
+    assert {name: [c.plan.revision for c in history if c.who == name] for name in won} == won
+    assert store.current("toy") == history[-1].plan
+
+
+def test_a_crash_between_the_two_writes_leaves_neither(store, refuse):
     one = store.save(first_plan("toy", variant("1"), salt="s"), expected_revision=0, who="platform", why="first")
-    with sqlite3.connect(f"{tmp_path}/trellis.db") as raw:
-        raw.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON rollout_plan_changes BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-        )
-    raw.close()
+    refuse("rollout_plan_changes")
     with pytest.raises(StorageError, match="disk full"):
         store.save(promoted(with_canary(one, variant("2"), 0.5)), expected_revision=1, who="anna", why="go")
     with pytest.raises(StorageError, match="disk full"):
         store.save(first_plan("new", variant("1"), salt="s"), expected_revision=0, who="anna", why="go")
     assert store.current("toy") == one
     assert store.current("new") is None
-
-
-def test_a_database_that_cannot_be_opened_is_named():
-    with pytest.raises(StorageError, match="plan store"):
-        PlanStore("sqlite:////nowhere/at/all/trellis.db")
-
-
-def test_the_tables_can_be_made_on_postgresql():
-    for table in (plan_store._plans, plan_store._changes):
-        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))

@@ -1,7 +1,6 @@
-"""The controller on a real SQLite file: one transaction per transition, killed anywhere, one at a time, fenced."""
+"""The controller on SQLite and PostgreSQL: a transaction per transition, killed anywhere, one at a time, fenced."""
 
 import json
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateTable
 
-from trellis.adapters import rollout_store
+from trellis.adapters.database import engine
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.adapters.rollout_store import RolloutStore
 from trellis.contract import RolloutPolicy
@@ -43,11 +40,6 @@ def at(day):
 
 def variant(version):
     return Variant(version, "canary", 0.0, f"/a/{version}", f"d{version}")
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/trellis.db"
 
 
 @pytest.fixture
@@ -237,37 +229,45 @@ def test_the_lease_of_a_dead_process_is_free_at_once(url, controller):
     code = "import os, sys\nfrom trellis.adapters.rollout_store import RolloutStore\n"
     code += "with RolloutStore(sys.argv[1]).lease('toy', seconds=3600):\n    os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code, url]).returncode == 9
-    with sa.create_engine(url).connect() as raw:
+    with engine(url).connect() as raw:
         assert raw.execute(sa.text("SELECT holder FROM rollout_leases")).scalar()
     with controller.store.lease("toy"):
         pass
 
 
-def test_a_refused_write_leaves_nothing_of_the_transition(controller, tmp_path):
+def test_two_processes_make_every_move_once(url, controller):
+    controller.start("toy", [variant("2")], POLICY, who="anna", why="try")
+    script = Path(__file__).with_name("store_races.py")
+    racers = [subprocess.Popen([sys.executable, script, "looks", url], stdout=subprocess.PIPE) for _ in range(2)]
+    for racer in racers:
+        racer.communicate(timeout=60)
+        assert racer.returncode == 0
+    moves = [(t.state.stage, t.state.number) for t in controller.store.history("toy")]
+    assert moves == [("shadow", 0), ("shadow", 1), ("trial", 2), ("trial", 3), ("champion", 4)]
+    assert [c.plan.revision for c in controller.plans.history("toy")] == [1, 2, 3, 4, 5]
+    with controller.store.lease("toy"):  # none is left behind
+        pass
+
+
+def test_a_refused_write_leaves_nothing_of_the_transition(controller, refuse):
     controller.start("toy", [variant("2")], POLICY, who="anna", why="try")
     before = everything(controller)
-    raw = sqlite3.connect(f"{tmp_path}/trellis.db")
-    raw.execute("CREATE TRIGGER full BEFORE INSERT ON rollout_transitions BEGIN SELECT RAISE(ABORT, 'disk full'); END")
-    raw.commit()
-    raw.close()
+    refuse("rollout_transitions")
     with pytest.raises(StorageError, match="disk full"):
         controller.override("toy", "abort", POLICY, who="anna", why="stop")
     assert everything(controller) == before
 
 
 @pytest.mark.slow
-def test_a_controller_killed_anywhere_finishes_once(tmp_path):
-    """More than 200 kills at random statements, then the end: what an undisturbed controller writes, and no more."""
+@pytest.mark.parametrize(("kind", "kills", "rollouts"), [("sqlite", 220, 5), ("postgresql", 30, 1)])
+def test_a_controller_killed_anywhere_finishes_once(kind, kills, rollouts, tmp_path, request):
+    """Many kills at random statements, then the end: what an undisturbed controller writes, and no more."""
     script = Path(__file__).with_name("rollout_kills.py")
-    done = subprocess.run([sys.executable, script, tmp_path, "220"], capture_output=True, text=True, timeout=250)
+    place = f"sqlite:///{tmp_path}" if kind == "sqlite" else request.getfixturevalue("postgres")
+    done = subprocess.run([sys.executable, script, place, str(kills)], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["kills"] >= 220
-    assert told["rollouts"] >= 5
+    assert told["kills"] >= kills
+    assert told["rollouts"] >= rollouts
     assert len(told["places"]) >= 10  # before and after reads, writes and commits of every table
     assert told["ends"] == [told["undisturbed"]]
-
-
-def test_the_tables_can_be_made_on_postgresql():
-    for table in (rollout_store._rollouts, rollout_store._transitions, rollout_store._leases):
-        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=postgresql.dialect()))
