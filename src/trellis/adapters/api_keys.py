@@ -179,7 +179,7 @@ class KeyStore:
         if found is None or len(found[0]) > 16 or len(found[1]) < 43:
             form = f"{PREFIX}<id>_<secret>, the secret of 256 random bits"
             raise ConfigError("What is to be adopted is no key.", remedy=f"Its form is {form}.")
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             row = connection.execute(sa.select(_keys).where(_keys.c.id == found[0])).one_or_none()
             if row is not None:
                 if not _key(row).opens_with(found[1]):
