@@ -183,8 +183,9 @@ class KeyStore:
             row = connection.execute(sa.select(_keys).where(_keys.c.id == found[0])).one_or_none()
             if row is not None:
                 if not _key(row).opens_with(found[1]):
+                    what = f"The key {found[0]!r} has another secret."
                     remedy = "Give the new key an id of its own; revoke the old one."
-                    raise ConfigError(f"The key {found[0]!r} has another secret.", where=self._database.where, remedy=remedy)
+                    raise ConfigError(what, where=self._database.where, remedy=remedy)
                 return _key(row)
             return self._insert(connection, name, scopes, 0, datetime.now(UTC), None, who, why, found)[1]
 
