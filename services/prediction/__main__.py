@@ -6,12 +6,17 @@ import argparse
 import os
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trellis.errors import ConfigError, TrellisError
 from trellis.settings import PREFIX, Settings, load_settings, silence_telemetry
 
 _ROOT = Path(__file__).resolve().parents[2]
+_SHORT = 80
 
 
 def address(config: Settings) -> tuple[str, int]:
@@ -75,15 +80,42 @@ def main() -> int:
     print(f"Prediction service on http://{host}:{port}, described at /docs. {who}", flush=True)  # noqa: T201
     from _bentoml_impl.server import serve_http
 
-    server = serve_http(
-        "services.prediction.service:Prediction",
-        working_dir=str(_ROOT),
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=10,
-    )
-    server.arbiter.exit_stack.close()  # removes BentoML's temporary directory
+    with _private_control():
+        server = serve_http(
+            "services.prediction.service:Prediction",
+            working_dir=str(_ROOT),
+            host=host,
+            port=port,
+            timeout_graceful_shutdown=10,
+        )
+        server.arbiter.exit_stack.close()  # removes BentoML's temporary directory
     return 0
+
+
+@contextmanager
+def _private_control() -> Iterator[None]:
+    """Keep the control channel of BentoML's process manager to this user.
+
+    Circus listens on a TCP port of loopback, where whoever has an account may add a process to be run as us. It takes
+    a Unix socket as well, but BentoML has no option for that, so the class that it makes is replaced by one that does.
+    """
+    from bentoml._internal.utils import circus
+
+    stock = circus.Arbiter
+    # A Unix socket's path has about a hundred characters at most.
+    place = None if len(tempfile.gettempdir()) < _SHORT else "/tmp"  # noqa: S108 (mkdtemp makes it ours alone)
+    with tempfile.TemporaryDirectory(prefix="trellis-", dir=place) as directory:
+
+        class PrivateArbiter(stock):  # type: ignore[misc, valid-type]
+            def __init__(self, watchers: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
+                del endpoint, pubsub_endpoint
+                super().__init__(watchers, f"ipc://{directory}/control", f"ipc://{directory}/events", **options)
+
+        circus.Arbiter = PrivateArbiter
+        try:
+            yield
+        finally:
+            circus.Arbiter = stock
 
 
 if __name__ == "__main__":

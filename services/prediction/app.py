@@ -273,11 +273,11 @@ class PredictionService:
             answer = self._answerer.answer(model, parsed.rows, request_id, version=version, attempt=attempt)
             return to_json(shape(answer))
 
+        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)  # one that is none is refused, always
         if self._is_quick(model, parsed.rows):
             if parsed.id is None:
                 return work()
             return await self._once(model, parsed.id, body, version, _done(work))
-        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)
 
         async def wait() -> bytes:
             answer: bytes = await self._workers.run(work, deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     create_model,
 )
 from pydantic import Field as Schema
@@ -26,7 +27,6 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}$"
 PREDICTION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}#[0-9]{1,6}$"
 
 _RFC3339 = re.compile(r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)$")
-_EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 _INT64 = 2**63
 
 
@@ -133,7 +133,7 @@ def _annotation(field: Field) -> Any:
         case "bool":
             kind = Annotated[bool, Schema(**notes)]
         case "timestamp":
-            kind = Annotated[AwareDatetime, BeforeValidator(_moment), Schema(**notes)]
+            kind = Annotated[_Moment, Schema(**notes)]
         case "tensor":
             kind = Annotated[float, Schema(**bounds)]
             for size in reversed(field.shape):
@@ -146,14 +146,35 @@ def _annotation(field: Field) -> Any:
     return kind | None if field.nullable else kind
 
 
+def _no_truth_value(value: Any) -> Any:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a class is written as its index or name")
+    return value
+
+
 def _moment(value: Any) -> datetime:
     """Read RFC 3339; numbers and moments without an offset are refused rather than guessed."""
     if not isinstance(value, str) or not _RFC3339.match(value):
         raise ValueError("a moment is written as RFC 3339 with its offset, for example 2013-07-01T09:15:00Z")
     moment = datetime.fromisoformat(value.upper())
-    if not _EARLIEST < moment < _LATEST:
+    if not 1900 <= moment.year < 2200:  # on the clock that it is written for
         raise ValueError("a moment lies between the years 1900 and 2200")
     return moment
+
+
+# The form and the years again, for the description; both are held.
+_Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_moment),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "pattern": r"^(19|20|21)\d\d-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)$",
+        }
+    ),
+]
 
 
 def _response(spec: ModelSpec, title: str) -> type[BaseModel]:
@@ -221,6 +242,7 @@ def _labels(spec: ModelSpec, title: str, most: int) -> type[BaseModel]:
         indices, names = tuple(range(len(spec.target.classes))), spec.target.classes
         value = Annotated[
             Literal[(*indices, *names)],
+            BeforeValidator(_no_truth_value),
             Schema(description=f"Index or name of the class: {', '.join(names[:20])}.", examples=[indices[-1]]),
         ]
     label = create_model(
@@ -233,7 +255,7 @@ def _labels(spec: ModelSpec, title: str, most: int) -> type[BaseModel]:
         ),
         value=(value, ...),
         observed_at=(
-            Annotated[AwareDatetime, BeforeValidator(_moment)],
+            _Moment,
             Schema(description="When the truth became known, RFC 3339.", examples=["2013-07-01T15:00:00Z"]),
         ),
     )

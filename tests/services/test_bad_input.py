@@ -38,6 +38,7 @@ JSON = {"content-type": "application/json"}
         ({"at": "2013-13-01T09:15:00Z"}, "rows.0.at", "month must be in"),
         ({"at": "2013-07-01T09:15:00+99:00"}, "rows.0.at", "offset"),
         ({"at": "0001-01-01T00:00:00+23:59"}, "rows.0.at", "1900"),
+        ({"at": "2200-01-01T00:00:00Z"}, "rows.0.at", "1900"),
         ({"at": 1372670100}, "rows.0.at", "RFC 3339"),
         ({"rate": 1.5}, "rows.0.rate", "less than or equal to 1"),
         ({"size": -1}, "rows.0.size", "greater than or equal to 0"),

@@ -529,6 +529,7 @@ def test_labels_are_on_the_disk_when_they_are_answered(world):
         ({"value": 2}, "labels.0.value"),
         ({"value": "perhaps"}, "labels.0.value"),
         ({"value": None}, "labels.0.value"),
+        ({"value": False}, "labels.0.value"),
         ({"id": "../../etc"}, "labels.0.id"),
         ({"observed_at": "yesterday"}, "labels.0.observed_at"),
         ({"observed_at": "2013-07-01T15:00:00"}, "labels.0.observed_at"),
