@@ -1,12 +1,12 @@
-"""The loop: look → explain → retrain when it is worth it. One turn leaves two decisions and at most one training."""
+"""The loop: look → decide → train → gate → rollout → verify, as far as the world allows in one turn."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -15,20 +15,41 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.data import Tables
-from pipelines.moments import moment
+from pipelines.moments import moment, utc
 from pipelines.plugins import plugin_named
-from pipelines.rollout import mirror
+from pipelines.retraining import Retraining
+from pipelines.rollout import advance_rollout, controller, mirror
 from pipelines.steps import flow, step
-from pipelines.stores import decisions, plans, registry
-from pipelines.training import Outcome, Recipe, train_model
+from pipelines.stores import decisions, loops, plans, registry
+from pipelines.training import Outcome, Recipe
+from pipelines.verify import verify_inputs
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of
-from trellis.drift import RetrainInputs, decide_retrain
-from trellis.errors import DataError
+from trellis.errors import DataError, RegistryError
+from trellis.loop import (
+    Cycle,
+    Followed,
+    Gated,
+    Loop,
+    RetrainInputs,
+    Returned,
+    Signal,
+    Trained,
+    Verified,
+    Weighed,
+    decide_retrain,
+    decide_verify,
+    dominant,
+    label_signal,
+    schedule_signal,
+    turn,
+)
 from trellis.settings import settings
 
 # The watch job tells its verdict by its exit code; anything else is a failure of the job itself.
 _VERDICTS = {0, 3, 4, 5}
+_LOOK = TypeAdapter(Decision)
+_OUTCOME = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True)
@@ -38,22 +59,32 @@ class Look:
     Attributes:
         decision: The drift decision.
         action: What it recommends: ``retrain``, ``watch``, ``fix upstream``, ``wait`` or ``none``.
+        signals: What of it speaks for a retraining, or does not.
         report: The Evidently workspace, if a report was written.
         alert: File of the open alert, if there is one.
     """
 
     decision: Decision
     action: str
+    signals: tuple[Signal, ...]
     report: str | None
     alert: str | None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn of the loop did."""
+    """What one turn of the loop did.
+
+    Attributes:
+        look: What was found.
+        retrain: Whether to train again, and why.
+        loop: Where the loop stands now.
+        outcome: What the gate said of the retraining that the decision began; None without one.
+    """
 
     look: Look
     retrain: Decision
+    loop: Loop
     outcome: Outcome | None
 
 
@@ -73,28 +104,39 @@ def look(model: str, until: str, report: bool = True) -> Look:
             remedy="Run it by hand to see more.",
         )
     result: dict[str, Any] = json.loads(done.stdout)
-    decision = TypeAdapter(Decision).validate_python(result["decision"])
+    decision = _LOOK.validate_python(result["decision"])
     decisions().record(decision)
-    return Look(decision, result["diagnosis"]["action"], result["report"], result["alert"])
+    found = result["diagnosis"]
+    signals = _signals(decision, found)
+    return Look(decision, found["action"], signals, result["report"], result["alert"])
 
 
 @step(keep=False)
 def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     """Decide whether to train again, from what the look found, the trainings so far and the labels since."""
     policy = plugin_named(model).spec.retrain
-    earlier = decisions().list(model, "retrain")
-    taken = next((d for d in earlier if d.at == now and d.verdict.outcome == "RETRAIN"), None)
+    taken = _taken(model, now)
     if taken is not None:  # this turn was killed, or is run again: what was decided is finished, not weighed anew
         return taken
-    trained = _trained(model, earlier)
+    state = loops().current(model)
+    until = _champion_until(model)
+    trained = tuple(sorted({utc(t) for t in (*state.starts, until) if t}))
+    new_labels = _new_labels(model, until, now)
+    others = (label_signal(policy, new_labels), schedule_signal(policy, now, trained))
+    verdict = found.decision.verdict
     inputs = RetrainInputs(
         model=model,
         now=now,
-        drift_outcome=found.decision.verdict.outcome,
-        drift_action=found.action,
-        drift_reason=found.decision.verdict.reason,
+        signals=(*found.signals, *(s for s in others if s is not None)),
+        fault=f"{verdict.outcome}: {verdict.reason}" if found.action == "fix upstream" else "",
         trained_at=trained,
-        new_labels=_new_labels(model, trained[0] if trained else "", now),
+        new_labels=new_labels,
+        request=state.request,
+        cycle=state.open.id if state.open else "",
+        stage=state.stage if state.open else "",
+        failures=state.failures,
+        broken_since=state.broken_since,
+        paused=state.paused,
     )
     decision = decision_of(
         "retrain",
@@ -104,6 +146,7 @@ def weigh_retraining(model: str, now: str, found: Look) -> Decision:
         inputs=inputs,
         policy=policy,
         verdict=decide_retrain(inputs, policy),
+        who=state.request.who if state.request else "platform",
     )
     decisions().record(decision)
     return decision
@@ -118,40 +161,153 @@ def turn_loop(
     tables: Tables | None = None,
     report: bool = True,
 ) -> Turn:
-    """Look once; train again if the decision says so.
+    """Look once, decide, and go on with the retraining that is going on, as far as the world allows.
 
     Args:
         model: Whose loop.
         now: Event time of the look, RFC 3339.
         recipe: How to train; the spec's first recipe if not given.
-        since: Start of the training period, RFC 3339; empty for everything.
+        since: Start of the training period, RFC 3339; empty for what the policy's method says.
         tables: Raw tables to use instead of a fresh ingest.
         report: Whether the look writes a report, which takes some seconds.
     """
     mirror(model)
     found = look(model, now, report)
-    decision = weigh_retraining(model, now, found)
-    if decision.verdict.outcome != "RETRAIN":
-        return Turn(found, decision, None)
-    # The seed follows from the decision, so that starting the same turn again trains the same model.
-    chosen = recipe or Recipe(plugin_named(model).spec.recipes[0])
-    seeded = replace(chosen, seed=int(decision.id.rpartition("-")[2][:6], 16))
-    return Turn(found, decision, train_model(model, seeded, since=since, until=now, tables=tables))
+    work = Work(model, found, Retraining(model, recipe, since, tables))
+    state = turn(loops(), work, plugin_named(model).spec.retrain, model, now)
+    return Turn(found, work.decision, state, _outcome(state, work.decision))
 
 
-def _trained(model: str, earlier: Sequence[Decision]) -> tuple[str, ...]:
-    """Return until when the champion's data reach, and when the loop has trained since, oldest first.
+class Work:
+    """What the stages of the loop ask for, done with the flows.
 
-    What people train by hand counts for neither cooldown nor budget: both bound what the loop does by itself.
+    Args:
+        model: Whose loop.
+        found: What the look found.
+        retraining: How a candidate is made.
     """
+
+    def __init__(self, model: str, found: Look, retraining: Retraining) -> None:
+        self._model, self._found, self._retraining = model, found, retraining
+        self._spec = plugin_named(model).spec
+        self.decision: Decision
+
+    def weigh(self, state: Loop, now: str) -> Weighed:  # noqa: ARG002 (read anew where the decision is taken)
+        """Decide whether to train again."""
+        self.decision = weigh_retraining(self._model, now, self._found)
+        inputs = TypeAdapter(RetrainInputs).validate_python(self.decision.inputs["inputs"])
+        leading, verdict = dominant(inputs), self.decision.verdict
+        return Weighed(
+            self.decision.id,
+            verdict.outcome,
+            verdict.reason,
+            leading.trigger if leading else "",
+            self._champion,
+            inputs.request.id if inputs.request else "",
+        )
+
+    def train(self, cycle: Cycle) -> Trained:
+        """Make the candidate; the seed follows from the decision, so that doing it again makes the same."""
+        return Trained(self._retraining.train(cycle))
+
+    def gate(self, cycle: Cycle) -> Gated:
+        """Judge the candidate on rows it has not seen, register it and plan its rollout."""
+        outcome = self._retraining.gate(cycle)
+        result = _OUTCOME.dump_python(outcome, mode="json")
+        return Gated(outcome.version, outcome.verdict, outcome.reason, result, outcome.revision > 0)
+
+    def follow(self, cycle: Cycle, now: str) -> Followed:
+        """Look at the rollout once, and say where the version stands."""
+        state = controller().current(self._model, self._spec.rollout)
+        if state is not None and not state.final:
+            advance_rollout(self._model, now)
+            state = controller().current(self._model, self._spec.rollout)
+        mine = state is not None and cycle.version in {c.version for c in state.candidates}
+        if state is not None and mine and not state.final:
+            return Followed("open", f"Version {cycle.version} is in its {state.stage} ({state.id}).")
+        if self._champion == cycle.version:
+            return Followed("champion", f"Version {cycle.version} answers everything.")
+        moves = [t for t in controller().store.history(self._model) if t.state.final]
+        ended = [t for t in moves if cycle.version in {c.version for c in t.state.candidates}]
+        place = ended[-1].state.stage if ended else "superseded"
+        if place == "champion":  # it was, and is not any more
+            place = "rolled_back" if self._champion == cycle.champion else "superseded"
+        return Followed(place, ended[-1].why if ended else f"Version {self._champion} answers instead.")
+
+    def verify(self, cycle: Cycle, now: str) -> Verified:
+        """Hold the new champion against the one it replaced, on the labels known now."""
+        inputs = verify_inputs(self._spec, cycle, now, plans().history(self._model))
+        policy = self._spec.retrain
+        decision = decision_of(
+            "verify",
+            model=self._model,
+            subject=f"v{cycle.version} after v{cycle.champion}",
+            at=now,
+            inputs=inputs,
+            policy=policy,
+            verdict=decide_verify(inputs, policy),
+        )
+        decisions().record(decision)
+        return Verified(decision.verdict.outcome, decision.verdict.reason, decision.id)
+
+    def give_back(self, cycle: Cycle) -> Returned:
+        """Let the version before answer again."""
+        if self._champion == cycle.version:
+            why = f"Version {cycle.version} regressed: {cycle.why}"
+            controller().rollback(self._model, self._spec.rollout, who="platform", why=why)
+        mirror(self._model)
+        return Returned(f"Version {self._champion} answers again, with its features, thresholds and baseline.")
+
+    @property
+    def _champion(self) -> str:
+        plan = plans().current(self._model)
+        if plan is None:
+            raise RegistryError(
+                f"{self._model!r} has no rollout plan.", remedy=f"Train it with: trellis flow train {self._model}"
+            )
+        return plan.champion.version
+
+
+def _signals(decision: Decision, found: Mapping[str, Any]) -> tuple[Signal, ...]:
+    """Return what of a look's findings speaks for a retraining, with its numbers."""
+    policy, verdict = decision.inputs["policy"], decision.verdict
+    loudest = max((float(s["psi"]) for s in found["shifts"]), default=0.0)
+    drift = Signal(
+        "drift",
+        verdict.outcome == "DRIFT" and found["action"] == "retrain",
+        loudest,
+        float(policy["psi_alarm"]),
+        f"drift verdict {verdict.outcome}, action {found['action']}: {verdict.reason}",
+    )
+    harm = found["harm"]
+    if harm is None:
+        return (drift,)
+    bound = float(policy["max_loss_increase"])
+    text = f"mean loss {harm['increase']:+.4f} against training on {harm['labels']:,} labels, {bound:+.4f} is harm"
+    return drift, Signal("performance", bool(harm["real"]), float(harm["increase"]), bound, text)
+
+
+def _taken(model: str, now: str) -> Decision | None:
+    """Return the decision to retrain that was taken at this moment already."""
+    earlier = decisions().list(model, "retrain")
+    return next((d for d in earlier if d.at == now and d.verdict.outcome == "RETRAIN"), None)
+
+
+def _outcome(state: Loop, decision: Decision) -> Outcome | None:
+    cycle = state.cycle
+    if cycle is None or cycle.decision != decision.id or not cycle.result:
+        return None
+    return _OUTCOME.validate_python(cycle.result)
+
+
+def _champion_until(model: str) -> str:
+    """Return until when the champion's data reach; empty where its lineage does not tell."""
     plan = plans().current(model)
-    until = registry().version(model, plan.champion.version).tags.get("until", "") if plan else ""
-    loops = [d.at for d in earlier if d.verdict.outcome == "RETRAIN"]
-    return tuple(sorted({*loops, *([until] if until else [])}))
+    return registry().version(model, plan.champion.version).tags.get("until", "") if plan else ""
 
 
 def _new_labels(model: str, since: str, now: str) -> int:
-    """Count predictions made since the last training whose label is known."""
+    """Count predictions made since the champion's training data whose label is known."""
     home, until = settings().directory(), moment(now)
     start = moment(since) if since else until - timedelta(days=3650)
     made = read_predictions(home, model, since=start, until=until)["id"].to_numpy(str)

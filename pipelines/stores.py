@@ -6,6 +6,7 @@ from functools import cache
 
 from trellis.adapters.database import engine
 from trellis.adapters.decision_store import DecisionStore
+from trellis.adapters.loop_store import LoopStore
 from trellis.adapters.plan_store import PlanStore
 from trellis.adapters.registry import ModelRegistry
 from trellis.settings import settings
@@ -27,3 +28,9 @@ def plans() -> PlanStore:
 def decisions() -> DecisionStore:
     """Return the journal of decisions."""
     return DecisionStore(engine(settings().database_url))
+
+
+@cache
+def loops() -> LoopStore:
+    """Return the store of loops."""
+    return LoopStore(settings().database_url)

@@ -24,6 +24,7 @@ TrellisError
 │   ├── LeaseHeldError          another controller is acting on the model
 │   ├── ExpiredRolloutError     the rollout is over, or past its deadline
 │   └── ClockError              the time given cannot follow what was recorded
+├── LoopError                   the loop cannot do what was asked
 ├── StorageError                the disk or a store refused a write
 ├── BackupError                 a backup is unfinished or damaged, or would be written over something
 └── UnavailableError            a service does not answer just now (seen from a client)
@@ -162,6 +163,10 @@ class ExpiredRolloutError(RolloutError):
 
 class ClockError(RolloutError):
     """The time given cannot follow what was recorded."""
+
+
+class LoopError(TrellisError):
+    """The loop cannot do what was asked."""
 
 
 class StorageError(TrellisError):

@@ -10,11 +10,12 @@ from pydantic import TypeAdapter
 
 from trellis.contract import DriftPolicy, GatePolicy, RetrainPolicy, RolloutPolicy
 from trellis.decision import Decision, Verdict, decision_of, dumps
-from trellis.drift import DriftInputs, RetrainInputs, decide_retrain
+from trellis.drift import DriftInputs
 from trellis.drift import decide as decide_drift
 from trellis.errors import RegistryError
 from trellis.gates import GateInputs
 from trellis.gates import decide as decide_gate
+from trellis.loop import RetrainInputs, VerifyInputs, decide_retrain, decide_verify
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.shadowing import ShadowInputs, decide_shadow
@@ -39,6 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "bandit": Kind(TypeAdapter(BanditInputs), TypeAdapter(RolloutPolicy), decide_bandit),
     "drift": Kind(TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy), decide_drift),
     "retrain": Kind(TypeAdapter(RetrainInputs), TypeAdapter(RetrainPolicy), decide_retrain),
+    "verify": Kind(TypeAdapter(VerifyInputs), TypeAdapter(RetrainPolicy), decide_verify),
 }
 
 

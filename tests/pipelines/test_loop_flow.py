@@ -131,7 +131,10 @@ def test_a_bad_canary_goes_and_a_kill_before_the_registry_heard_of_it_is_mended(
 
 def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     from pipelines.loop import turn_loop
+    from pipelines.plugins import plugin_named
+    from pipelines.rollout import controller
     from pipelines.stores import decisions, plans, registry
+    from trellis.explain import replay, same
 
     def versions() -> list[str]:
         return [version.version for version in registry().versions(MODEL)]
@@ -156,6 +159,9 @@ def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     assert (turn.look.decision.verdict.outcome, turn.look.action) == ("DRIFT", "retrain"), turn.look.decision.verdict
     assert turn.retrain.verdict.outcome == "RETRAIN"
     assert turn.outcome is not None
+    assert (turn.loop.stage, turn.loop.cycle.version) == ("rollout", turn.outcome.version)
+    assert turn.loop.cycle.trigger in ("drift", "performance")
+    assert turn.retrain.verdict.checks[0].name == f"trigger.{turn.loop.cycle.trigger}"
     assert len(versions()) == len(before) + 1
     history = len(plans().history(MODEL))
     taken = len(decisions().list(MODEL))
@@ -173,6 +179,28 @@ def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     later = turn_loop(MODEL, text(54), report=False)
     assert (later.retrain.verdict.outcome, later.outcome) == ("WAIT", None)
     assert later.retrain.verdict.needs["days"] == pytest.approx(14 - 2)
+    assert f"{turn.loop.cycle.id} is going on (rollout)" in later.retrain.verdict.reason
+
+    # The rollout ends (here by a person's word), and the new champion is held against the old one.
+    old = turn.loop.cycle.champion
+    policy = plugin_named(MODEL).spec.rollout
+    controller().override(MODEL, "promote", policy, who="anna", why="known elsewhere", now=text(54))
+    assert turn_loop(MODEL, text(54), report=False).loop.stage == "verifying"
+    serve(trained, 54, 2, law=0.1)
+    state = turn_loop(MODEL, text(57), report=False).loop
+    assert (state.stage, state.cycle.outcome, state.failures) == ("watching", "promoted", 0)
+    assert plans().current(MODEL).champion.version == turn.outcome.version != old
+    (verified,) = [d for d in decisions().list(MODEL, "verify") if d.verdict.outcome == "CONFIRMED"]
+    assert same(replay(verified), verified.verdict)
+
+    # What regresses goes back, once.
+    from pipelines.loop import Work
+    from pipelines.retraining import Retraining
+
+    work = Work(MODEL, turn.look, Retraining(MODEL))
+    first, revision = work.give_back(state.cycle), plans().current(MODEL).revision
+    assert work.give_back(state.cycle) == first
+    assert (plans().current(MODEL).champion.version, plans().current(MODEL).revision) == (old, revision)
 
 
 def test_a_watch_job_that_fails_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch):
@@ -184,6 +212,6 @@ def test_a_watch_job_that_fails_is_named(trained: Path, monkeypatch: pytest.Monk
     segment.write_bytes(b"no JSON\n" + whole)
     try:
         with pytest.raises(DataError, match=f"The watch job of '{MODEL}' failed"):
-            look(MODEL, text(54), report=False)
+            look(MODEL, text(58), report=False)
     finally:
         segment.write_bytes(whole)

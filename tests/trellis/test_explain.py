@@ -15,11 +15,12 @@ from pydantic import TypeAdapter
 
 from trellis.contract import DriftPolicy, GatePolicy, Metric, RetrainPolicy, RolloutPolicy
 from trellis.decision import Check, Decision, Verdict, decision_of, dumps
-from trellis.drift import RetrainInputs
 from trellis.errors import RegistryError
 from trellis.explain import KINDS, intact, replay, same
 from trellis.gates import gate_inputs
+from trellis.loop import RetrainInputs, Signal, VerifyInputs
 from trellis.rollout import CanaryInputs, LossStream, exposures_of
+from trellis.sums import loss_sums
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,13 +69,18 @@ def _drift():
 
 
 def _retrain():
-    inputs = RetrainInputs(
-        "toy", "2013-08-01T00:00:00Z", "DRIFT", "retrain", "x moved", ("2013-07-01T00:00:00Z",), 9_000
-    )
+    signals = (Signal("drift", True, 0.4, 0.25, "x moved"), Signal("performance", False, 0.01, 0.02, "no harm"))
+    inputs = RetrainInputs("toy", "2013-08-01T00:00:00Z", signals, "", ("2013-07-01T00:00:00Z",), 9_000)
     return inputs, RetrainPolicy()
 
 
-MAKERS = {"gate": _gate, "canary": _canary, "drift": _drift, "retrain": _retrain}
+def _verify():
+    losses = np.random.default_rng(5).random(2_000)
+    new, old = loss_sums(losses[:1_000] / 5, np.arange(1_000) // 100), loss_sums(losses[1_000:] / 4)
+    return VerifyInputs("toy", "2", "1", "2013-08-01T00:00:00Z", 9.0, 0.02, new, old), RetrainPolicy()
+
+
+MAKERS = {"gate": _gate, "canary": _canary, "drift": _drift, "retrain": _retrain, "verify": _verify}
 
 
 def _taken(kind: str) -> Decision:
@@ -147,7 +153,7 @@ def _change(body: str, kind: str, what: str) -> str:
     data = json.loads(body)
     if what == "evidence":
         inputs = data["inputs"]["inputs"]
-        number = {"gate": "lo", "canary": "days", "retrain": "new_labels"}.get(kind)
+        number = {"gate": "lo", "canary": "days", "retrain": "new_labels", "verify": "margin"}.get(kind)
         if number:
             inputs[number] = inputs[number] / 2 if kind != "retrain" else 1
         else:
@@ -155,7 +161,7 @@ def _change(body: str, kind: str, what: str) -> str:
     elif what == "outcome":
         data["verdict"]["outcome"] = "PROMOTE" if data["verdict"]["outcome"] != "PROMOTE" else "HOLD"
     else:  # both, so that they agree: only the id tells
-        policy = {"gate": "max_bytes", "canary": "max_days", "drift": "min_rows", "retrain": "cooldown_days"}[kind]
+        policy = {"gate": "max_bytes", "canary": "max_days", "drift": "min_rows"}.get(kind, "cooldown_days")
         data["inputs"]["policy"][policy] = data["inputs"]["policy"][policy] + 1
         changed = TypeAdapter(Decision).validate_python(data)
         data["verdict"] = json.loads(dumps(replay(changed)))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import audit, backup, batch, decisions, keys, models, rollout, rooms, setup
+from trellis.cli import audit, backup, batch, decisions, keys, loop, models, rollout, rooms, setup
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(loop.app, name="loop")
 app.add_typer(keys.app, name="keys")
 app.command("setup")(setup.setup)
 decisions.add_to(app)

@@ -16,6 +16,7 @@ _MARK = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}
 _COLOUR = {
     "PROMOTE": "green",
     "STABLE": "green",
+    "CONFIRMED": "green",
     "RETRAIN": "cyan",
     "HOLD": "yellow",
     "WAIT": "yellow",
@@ -25,6 +26,7 @@ _COLOUR = {
     "UPSTREAM_FAULT": "red",
     "REJECT": "red",
     "REFUSE": "red",
+    "REGRESSED": "red",
     "ROLL_BACK": "red",
 }
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -38,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 
 def list_decisions(
     model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
-    kind: Annotated[str | None, typer.Option(help="gate, shadow, canary, ab, bandit, drift or retrain.")] = None,
+    kind: Annotated[str | None, typer.Option(help="For example gate, canary, drift or retrain.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List every decision, oldest first."""

@@ -13,6 +13,7 @@ from trellis.errors import ContractError
 FieldKind = Literal["float", "int", "bool", "category", "text", "timestamp", "tensor"]
 Task = Literal["binary", "multiclass", "regression"]
 Strategy = Literal["canary", "blue_green", "ab", "bandit"]
+RetrainMethod = Literal["full", "window"]
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 
@@ -197,17 +198,55 @@ class DriftPolicy:
 
 @dataclass(frozen=True)
 class RetrainPolicy:
-    """When the loop trains again by itself.
+    """When and how the loop trains again by itself.
 
     Attributes:
         cooldown_days: Shortest time between two retrainings, in days of event time.
         budget_per_month: Most retrainings in 30 days.
         min_new_labels: Fewest labels newer than the champion's training data.
+        schedule_days: Train again when the last training is so many days ago; None for no schedule.
+        label_volume: Train again when so many labels are newer than the training data; None for no such trigger.
+        method: Which rows a retraining sees. ``full``: every row. ``window``: those of the last ``window_days``.
+        window_days: Days of rows of ``window``.
+        max_attempts: How often a training is tried before the retraining counts as failed.
+        max_failures: After so many retrainings in a row that led to no better version, the circuit breaker opens.
+        breaker_days: How long it stays open before one more retraining is tried, in days of event time.
+        verify_labels: Labelled predictions of a new champion after which it is held against the one it replaced.
+        verify_days: How long is waited for them, in days of event time.
     """
 
     cooldown_days: float = 14.0
     budget_per_month: int = 2
     min_new_labels: int = 2_000
+    schedule_days: float | None = None
+    label_volume: int | None = None
+    method: RetrainMethod = "full"
+    window_days: float = 90.0
+    max_attempts: int = 3
+    max_failures: int = 3
+    breaker_days: float = 30.0
+    verify_labels: int = 500
+    verify_days: float = 14.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would never train, or never stop."""
+        _require(self.method in get_args(RetrainMethod), "retrain", f"knows the methods {get_args(RetrainMethod)}")
+        _require(
+            self.cooldown_days >= 0 and self.budget_per_month >= 0, "retrain", "needs a cooldown and a budget >= 0"
+        )
+        _require(
+            min(self.window_days, self.breaker_days) > 0 and self.verify_days >= 0,
+            "retrain",
+            "needs days above zero",
+        )
+        _require(
+            min(self.max_attempts, self.max_failures, self.verify_labels) >= 1,
+            "retrain",
+            "needs counts of one or more",
+        )
+        for name in ("schedule_days", "label_volume"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, "retrain", f"needs {name} above zero, or None")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from trellis.drift.reference import (
     sketch_window,
     summarise_window,
 )
-from trellis.drift.retrain import RetrainInputs, decide_retrain
 from trellis.drift.shift import Shift, compare
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window, WindowSketch, merge, summarise_like
 from trellis.drift.units import CONVERSIONS, Conversion, declared_unit, find_conversion
@@ -29,7 +28,6 @@ __all__ = [
     "NumericSummary",
     "Reference",
     "ReferenceColumn",
-    "RetrainInputs",
     "Shift",
     "Summary",
     "Window",
@@ -37,7 +35,6 @@ __all__ = [
     "build_reference",
     "compare",
     "decide",
-    "decide_retrain",
     "declared_unit",
     "diagnose",
     "distance",

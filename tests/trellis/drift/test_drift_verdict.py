@@ -14,17 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from trellis.contract import DriftPolicy, Field, RetrainPolicy
+from trellis.contract import DriftPolicy, Field
 from trellis.decision import dumps
 from trellis.drift import (
     CONVERSIONS,
     DriftInputs,
     Reference,
-    RetrainInputs,
     Window,
     build_reference,
     decide,
-    decide_retrain,
     declared_unit,
     diagnose,
     find_conversion,
@@ -290,36 +288,3 @@ def test_units_are_read_from_descriptions() -> None:
 def test_conversions_have_a_way_back(conversion, x: float) -> None:
     there = conversion.factor * x + conversion.offset
     assert conversion.reverse.factor * there + conversion.reverse.offset == pytest.approx(x, rel=1e-9, abs=1e-6)
-
-
-# --- retraining -----------------------------------------------------------------------------------------------------
-
-
-def ask(**changes) -> RetrainInputs:
-    known = {
-        "model": "m",
-        "now": "2013-08-01T00:00:00Z",
-        "drift_outcome": "DRIFT",
-        "drift_action": "retrain",
-        "trained_at": ("2013-07-01T00:00:00Z",),
-        "new_labels": 5000,
-    }
-    return RetrainInputs(**{**known, **changes})
-
-
-def test_retrains_waits_and_refuses() -> None:
-    policy = RetrainPolicy(cooldown_days=14, budget_per_month=2, min_new_labels=2000)
-    assert decide_retrain(ask(), policy).outcome == "RETRAIN"
-    assert decide_retrain(ask(drift_outcome="UPSTREAM_FAULT", drift_action="fix upstream"), policy).outcome == "REFUSE"
-    assert decide_retrain(ask(drift_outcome="STABLE", drift_action="none"), policy).outcome == "WAIT"
-    assert decide_retrain(ask(drift_action="watch"), policy).outcome == "WAIT"
-    hot = decide_retrain(ask(trained_at=("2013-07-25T00:00:00Z",)), policy)
-    assert (hot.outcome, hot.needs) == ("WAIT", {"days": 7.0})
-    few = decide_retrain(ask(new_labels=300), policy)
-    assert (few.outcome, few.needs) == ("WAIT", {"labels": 1700.0})
-    spent = decide_retrain(
-        ask(trained_at=("2013-07-08T00:00:00Z", "2013-07-12T00:00:00Z", "2013-02-01T00:00:00Z")), policy
-    )
-    assert (spent.outcome, spent.needs) == ("WAIT", {"days": 6.0})
-    inputs = ask()
-    assert TypeAdapter(RetrainInputs).validate_json(dumps(inputs)) == inputs

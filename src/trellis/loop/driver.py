@@ -1,0 +1,125 @@
+"""Driving the loop: one turn does what the stages ask for until the world has to go on first."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from trellis.contract import RetrainPolicy
+from trellis.errors import TrellisError
+from trellis.loop.state import (
+    Begun,
+    Cycle,
+    Event,
+    Failed,
+    Followed,
+    Gated,
+    Loop,
+    Returned,
+    Trained,
+    Verified,
+    Weighed,
+    next_state,
+)
+
+
+class LoopWork(Protocol):
+    """What the stages ask for; each verb is idempotent under the cycle's id."""
+
+    def weigh(self, state: Loop, now: str) -> Weighed:
+        """Decide whether to train again; the same answer for the same moment."""
+
+    def train(self, cycle: Cycle) -> Trained:
+        """Make the candidate."""
+
+    def gate(self, cycle: Cycle) -> Gated:
+        """Judge the candidate, register it and plan its rollout."""
+
+    def follow(self, cycle: Cycle, now: str) -> Followed:
+        """Say where the version stands, in its rollout and after."""
+
+    def verify(self, cycle: Cycle, now: str) -> Verified:
+        """Hold the new champion against the one it replaced."""
+
+    def give_back(self, cycle: Cycle) -> Returned:
+        """Let the version before answer again, with all that belongs to it."""
+
+
+class LoopStates(Protocol):
+    """Where the states are kept."""
+
+    def current(self, model: str) -> Loop:
+        """Return where a model's loop stands."""
+
+    def commit(self, before: Loop, after: Loop, *, who: str, why: str, decision: str = "", lease: Any = None) -> None:
+        """Write one transition, all or nothing of it, where the stored state still is ``before``."""
+
+    def lease(self, model: str) -> AbstractContextManager[Any]:
+        """Hold the right to act."""
+
+
+def turn(states: LoopStates, work: LoopWork, policy: RetrainPolicy, model: str, now: str) -> Loop:
+    """Weigh once, then move as far as the world allows.
+
+    Every transition is one transaction, written before the next stage's work begins. Killed anywhere, the next turn
+    does the work of the stored stage again, under the same cycle's id, and goes on.
+
+    Args:
+        states: The store.
+        work: What the stages ask for.
+        policy: The model's retraining policy.
+        model: Whose loop.
+        now: Event time, RFC 3339.
+
+    Returns:
+        Where the loop stands afterwards.
+
+    Raises:
+        LeaseHeldError: Another turn is under way.
+        StaleRevisionError: A person changed the loop meanwhile; the next turn goes on from there.
+        ClockError: ``now`` lies before the last move.
+    """
+    with states.lease(model) as lease:
+
+        def take(state: Loop, event: Event) -> Loop:
+            move = next_state(state, event, policy, now)
+            if move.state is state:
+                return state
+            states.commit(state, move.state, who="platform", why=move.why, decision=move.decision, lease=lease)
+            return move.state
+
+        state = take(states.current(model), work.weigh(states.current(model), now))
+        while (cycle := state.open) is not None:
+            if state.stage in ("training", "gating"):
+                state = take(state, Begun())
+                if state.open is None:
+                    break
+                cycle = state.open
+            before = state
+            try:
+                event = _do(state, cycle, work, now)
+            except TrellisError as error:
+                event = Failed(str(error))
+            state = take(state, event)
+            if state is before or isinstance(event, Failed):
+                break  # the next turn goes on
+        return state
+
+
+def _do(state: Loop, cycle: Cycle, work: LoopWork, now: str) -> Event:
+    if state.stage == "training":
+        return work.train(cycle)
+    if state.stage == "gating":
+        return work.gate(cycle)
+    if state.stage == "rollout":
+        return work.follow(cycle, now)
+    if state.stage == "verifying":
+        seen = work.follow(cycle, now)
+        return work.verify(cycle, now) if seen.place == "champion" else seen
+    return work.give_back(cycle)
+
+
+def without_work(state: Loop) -> Loop:
+    """Return a state without what only the next stage needs, for people."""
+    return state if state.cycle is None else replace(state, cycle=replace(state.cycle, work={}))
