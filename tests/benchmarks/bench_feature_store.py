@@ -86,12 +86,12 @@ def child(kind: str, home: Path, rows: int, stock_memory: str) -> None:
 
         print(json.dumps(timed(join, 6)))
     else:
-        from trellis.adapters.feature_store import _import_feast, _online_store, _surroundings
+        from trellis.adapters.feast_setting import import_feast, online_store_config, surroundings
 
-        feast = _import_feast()
+        feast = import_feast()
         from feast.repo_config import load_repo_config
 
-        with _surroundings(home, _online_store(home, "sqlite")):
+        with surroundings(home, online_store_config(home, "sqlite")):
             text = (ROOT / "feature_repo" / "feature_store.yaml").read_text()
             if kind == "stock":
                 import ibis

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
-import sys
 import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +16,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trellis.adapters.feast_encoding import KeyEncoder
+from trellis.adapters.feast_setting import declared, import_feast, online_store_config, surroundings
+from trellis.adapters.feature_plan import (
+    Answers,
+    Rows,
+    ServicePlan,
+    View,
+    blank,
+    columns_of,
+    digest_of,
+    join_keys,
+    python_value,
+    rows_of,
+    view_form,
+)
 from trellis.contract import Batch, row_count
 from trellis.errors import ConfigError, DataError, MissingFeatureError, close_matches
 from trellis.freshness import Sla, sla_of
@@ -50,9 +58,9 @@ class FeatureStore:
     def __init__(self, repo: Path, home: Path, online_store: str = "sqlite") -> None:
         self._repo = repo.resolve()
         self._home = home.resolve()
-        self._online_store = _online_store(self._home, online_store)
+        self._online_store = online_store_config(self._home, online_store)
         self._lock = threading.Lock()
-        self._plans: dict[str, _Plan] = {}
+        self._plans: dict[str, ServicePlan] = {}
         for name in ("feature_store.yaml", "definitions.py"):
             if not (self._repo / name).is_file():
                 raise ConfigError(
@@ -67,7 +75,7 @@ class FeatureStore:
         """
         (self._home / "feast").mkdir(parents=True, exist_ok=True)
         with self._surroundings():
-            found = _declared(self._repo / "definitions.py")
+            found = declared(self._repo / "definitions.py")
             for one in found:
                 sla_of(one.name, (), one.tags)  # a promise that means nothing is refused before anything is changed
             store = self._feast
@@ -135,14 +143,14 @@ class FeatureStore:
         now = given.get(plan.time_field) if plan.time_field else None
         out: dict[str, NDArray[Any]] = {}
         times: dict[str, NDArray[Any]] = {}
-        alike = {keys: _rows(keys, given, n) for keys in {view.keys for view in plan.views}}
+        alike = {keys: rows_of(keys, given, n) for keys in {view.keys for view in plan.views}}
         rows = [alike[view.keys] for view in plan.views]
         for view, asked, answers in zip(plan.views, rows, self._fetch(plan.views, rows), strict=True):
-            found, times[view.name] = _columns(view, asked, answers)
+            found, times[view.name] = columns_of(view, asked, answers)
             out.update(found)
         for name, old in plan.too_old(times, now).items():
             for feature, dtype in plan.named[name].dtypes.items():
-                out[feature][old] = _blank(dtype)
+                out[feature][old] = blank(dtype)
         out.update(self._derive(plan, given))
         return {name: out[name] for name in plan.features}, times
 
@@ -191,7 +199,7 @@ class FeatureStore:
         return self._plan(service).slas
 
     @staticmethod
-    def _derive(plan: _Plan, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _derive(plan: ServicePlan, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         out: dict[str, NDArray[Any]] = {}
         for derived in plan.derived:
             made = derived.view.transform_dict({name: given[name].tolist() for name in derived.reads})
@@ -216,7 +224,7 @@ class FeatureStore:
         written: dict[str, int] = {}
         with self._surroundings(), self._lock:
             for view in self._feast.list_feature_views():
-                digest = _digest(_view_form(view) | self._place)
+                digest = digest_of(view_form(view) | self._place)
                 mark = marks.get(view.name, {})
                 done = datetime.fromisoformat(mark["until"]) if mark.get("digest") == digest else _START
                 start = (since if since.tzinfo else since.replace(tzinfo=UTC)) if since else done
@@ -230,7 +238,7 @@ class FeatureStore:
     def views(self) -> list[tuple[str, str, str, tuple[str, ...]]]:
         """Return every view's name, owner, freshness SLA (ISO 8601 duration) and join keys, by name."""
         feast = self._feast
-        batch = [(v.name, v.owner, v.tags.get("freshness_sla", ""), _keys(v)) for v in feast.list_feature_views()]
+        batch = [(v.name, v.owner, v.tags.get("freshness_sla", ""), join_keys(v)) for v in feast.list_feature_views()]
         derived = [(v.name, v.owner, v.tags.get("freshness_sla", ""), ()) for v in feast.list_on_demand_feature_views()]
         return sorted([*batch, *derived])
 
@@ -250,17 +258,17 @@ class FeatureStore:
         }
 
     def _surroundings(self) -> AbstractContextManager[None]:
-        return _surroundings(self._home, self._online_store)
+        return surroundings(self._home, self._online_store)
 
     @cached_property
     def _feast(self) -> Any:
         with self._surroundings():
-            feast = _import_feast()
+            feast = import_feast()
             from feast.repo_config import load_repo_config
 
             return feast.FeatureStore(config=load_repo_config(self._repo, self._repo / "feature_store.yaml"))
 
-    def _plan(self, service: str) -> _Plan:
+    def _plan(self, service: str) -> ServicePlan:
         plan = self._plans.get(service)
         if plan is None:
             with self._surroundings():
@@ -270,10 +278,10 @@ class FeatureStore:
                     raise MissingFeatureError(
                         f"There is no feature service {service!r}.", where=self._repo, remedy=hint
                     )
-                plan = self._plans[service] = _Plan(self._feast, services[service])
+                plan = self._plans[service] = ServicePlan(self._feast, services[service])
         return plan
 
-    def _fetch(self, views: list[_View], rows: list[_Rows]) -> list[_Answers]:
+    def _fetch(self, views: list[View], rows: list[Rows]) -> list[Answers]:
         """Read several views, each entity once: from Redis all in one round trip."""
         if self._redis is not None:
             from trellis.adapters.online_redis import Asked
@@ -282,18 +290,18 @@ class FeatureStore:
             return self._redis.read(asked)
         return [self._fetch_one(view, one) for view, one in zip(views, rows, strict=True)]
 
-    def _fetch_one(self, view: _View, rows: _Rows) -> _Answers:
+    def _fetch_one(self, view: View, rows: Rows) -> Answers:
         with self._lock:
             answers = self._provider.online_read(
                 self._feast.config, view.view, [view.entity_key(row) for row in rows.unique], list(view.features)
             )
-        found: _Answers = []
+        found: Answers = []
         for moment, values in answers:
             if values is None or not moment.timestamp():  # Feast's Redis says "no row" by a time of 0
                 found.append((None, []))
                 continue
             at = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-            found.append((np.datetime64(at, "us"), [_python(values.get(name)) for name in view.features]))
+            found.append((np.datetime64(at, "us"), [python_value(values.get(name)) for name in view.features]))
         return found
 
     def _write(self, view: Any, start: datetime, until: datetime) -> int:
@@ -301,7 +309,7 @@ class FeatureStore:
         from feast.utils import _convert_arrow_to_proto
 
         source = view.batch_source
-        keys = _keys(view)
+        keys = join_keys(view)
         job = self._provider.offline_store.pull_latest_from_table_or_query(
             self._feast.config,
             source,
@@ -366,219 +374,5 @@ class FeatureStore:
             db.close()
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The entities of a request, each once, and which one each row is."""
-
-    unique: dict[tuple[Any, ...], int]
-    take: NDArray[np.intp]
-
-
-# Per entity the event time and the values, in the order of the view's features; no time where there is no row.
-_Answers = list[tuple[np.datetime64 | None, list[Any]]]
-
-
-class _View:
-    """A batch view, as much of it as a read needs."""
-
-    def __init__(self, view: Any, projection: Any) -> None:
-        self.view = view
-        self.name: str = view.name
-        self.keys = _keys(view)
-        self.features = tuple(f.name for f in projection.features)
-        self.dtypes = {f.name: _dtype(f) for f in projection.features}
-        self.ttl: timedelta | None = view.ttl or None
-        self._types = [e.dtype.to_value_type() for e in view.entity_columns]
-
-    @cached_property
-    def encoder(self) -> KeyEncoder:
-        """What turns key values into Feast's bytes."""
-        return KeyEncoder(self.keys, [kind.name for kind in self._types])
-
-    def entity_key(self, values: tuple[Any, ...]) -> Any:
-        """Turn key values into Feast's key."""
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.protos.feast.types.Value_pb2 import Value
-        from feast.value_type import ValueType
-
-        def proto(value: Any, kind: Any) -> Any:
-            if kind == ValueType.STRING:
-                return Value(string_val="" if value is None else str(value))
-            return Value(int32_val=int(value)) if kind == ValueType.INT32 else Value(int64_val=int(value))
-
-        protos = [proto(value, kind) for value, kind in zip(values, self._types, strict=True)]
-        return EntityKey(join_keys=list(self.keys), entity_values=protos)
-
-
-class _Derived:
-    """An on-demand view, as much of it as a read needs."""
-
-    def __init__(self, view: Any, projection: Any) -> None:
-        self.view = view
-        self.reads = tuple(view.get_request_data_schema())
-        self.features = tuple(f.name for f in projection.features)
-        self.dtypes = {f.name: _dtype(f) for f in projection.features}
-
-
-class _Plan:
-    """What a feature service is made of, resolved once."""
-
-    def __init__(self, store: Any, service: Any) -> None:
-        batch = {v.name: v for v in store.list_feature_views()}
-        derived = {v.name: v for v in store.list_on_demand_feature_views()}
-        used = service.feature_view_projections
-        self.views = [_View(batch[p.name], p) for p in used if p.name in batch]
-        self.derived = [_Derived(derived[p.name], p) for p in used if p.name in derived]
-        parts: list[_View | _Derived] = [*self.views, *self.derived]
-        self.features = tuple(name for part in parts for name in part.features)
-        self.keys = tuple(dict.fromkeys(key for view in self.views for key in view.keys))
-        self.request = tuple(dict.fromkeys(name for part in self.derived for name in part.reads))
-        promised = [sla_of(v.name, v.features, v.view.tags) for v in self.views]
-        self.slas = tuple(sla for sla in promised if sla is not None)
-        self.time_field: str | None = service.tags.get("time_field")
-        self.named = {view.name: view for view in self.views}
-        self._lives = {view.name: np.timedelta64(view.ttl, "us") for view in self.views if view.ttl}
-        forms = [_view_form(v.view) for v in self.views]
-        forms += [{"name": d.view.name, "code": d.view.feature_transformation.udf_string} for d in self.derived]
-        self.digest = _digest({"service": service.name, "features": self.features, "views": forms})
-
-    def too_old(self, times: Batch, now: NDArray[Any] | None) -> dict[str, NDArray[np.bool_]]:
-        """Tell which event times lie further back than their view's ttl; never where there is no time.
-
-        Returns:
-            The views with at least one such row, each with n booleans.
-        """
-        if now is None or not self._lives:
-            return {}
-        old = np.stack([times[name] + life for name, life in self._lives.items()]) < now
-        return {name: rows for name, rows in zip(self._lives, old, strict=True) if rows.any()} if old.any() else {}
-
-
-def _rows(keys: Sequence[str], given: Mapping[str, NDArray[Any]], n: int) -> _Rows:
-    rows = list(zip(*(given[key].tolist() for key in keys), strict=True)) if keys else [()] * n
-    unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
-    return _Rows(unique, np.fromiter((unique[row] for row in rows), dtype=np.intp, count=n))
-
-
-def _columns(view: _View, rows: _Rows, answers: _Answers) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """Spread the answers over the rows, as columns; and the event time of each row."""
-    when = np.array([np.datetime64("NaT") if moment is None else moment for moment, _ in answers], "datetime64[us]")
-    blank = [None] * len(view.dtypes)  # becomes NaN in a column of numbers
-    cells = zip(*(values or blank for _, values in answers), strict=True)
-    columns = {name: np.array(column, dtype) for (name, dtype), column in zip(view.dtypes.items(), cells, strict=True)}
-    if len(rows.take) == 1:
-        return columns, when
-    return {name: column[rows.take] for name, column in columns.items()}, when[rows.take]
-
-
-def _keys(view: Any) -> tuple[str, ...]:
-    return tuple(e.name for e in view.entity_columns)
-
-
-def _view_form(view: Any) -> dict[str, Any]:
-    """What makes a view the view it is."""
-    return {
-        "name": view.name,
-        "keys": _keys(view),
-        "features": {f.name: str(f.dtype) for f in view.features},
-        "ttl": view.ttl.total_seconds() if view.ttl else None,
-        "time": view.batch_source.timestamp_field,
-        "created": view.batch_source.created_timestamp_column,
-        "mapping": dict(view.batch_source.field_mapping or {}),
-    }
-
-
-def _digest(form: Any) -> str:
-    return "sha256:" + hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
-
-
-def _dtype(field: Any) -> np.dtype[Any]:
-    """Numbers are floats, so that missing is NaN; anything else is an object."""
-    kind = str(field.dtype)
-    return np.dtype(
-        {"Float32": "float32", "Float64": "float64", "Int32": "float64", "Int64": "float64"}.get(kind, object)
-    )
-
-
-def _blank(dtype: np.dtype[Any]) -> Any:
-    return None if dtype.kind == "O" else np.nan
-
-
-def _python(value: Any) -> Any:
-    """Return what one of Feast's values holds; None where it holds nothing."""
-    kind = value.WhichOneof("val") if value is not None else None
-    if kind is None or kind in ("float_val", "double_val", "int32_val", "int64_val", "bool_val", "string_val"):
-        return getattr(value, kind) if kind else None
-    from feast.type_map import feast_value_type_to_python_type
-
-    return feast_value_type_to_python_type(value)
-
-
 def _aware(at: datetime) -> datetime:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
-
-
-def _declared(path: Path) -> list[Any]:
-    """Run the definitions and return the Feast objects they declare."""
-    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
-
-    spec = importlib.util.spec_from_file_location("_trellis_feature_repo", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kinds = (Entity, FeatureService, FeatureView, OnDemandFeatureView)
-    return [value for value in vars(module).values() if isinstance(value, kinds)]
-
-
-def _import_feast() -> Any:
-    """Import Feast without its run-time type checks, which take most of the import and of a push."""
-    if "feast" not in sys.modules:
-        import typeguard
-
-        original = typeguard.typechecked
-        typeguard.typechecked = lambda target=None, **_: target or (lambda inner: inner)
-        try:
-            with warnings.catch_warnings():  # Feast changes the process's filters when it is imported
-                warnings.simplefilter("ignore")
-                import feast
-                import feast.infra.offline_stores.offline_store
-        finally:
-            typeguard.typechecked = original
-    import feast
-
-    return feast
-
-
-@contextmanager
-def _surroundings(home: Path, online_store: str) -> Iterator[None]:
-    """Give Feast's files the variables they name, and keep quiet about on-demand views being experimental."""
-    _import_feast()
-    named = {"TRELLIS_HOME": str(home), "FEAST_ONLINE_STORE": online_store}
-    before = {name: os.environ.get(name) for name in named}
-    os.environ.update(named)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"feast\.")
-            warnings.filterwarnings("ignore", message=".*experimental", category=RuntimeWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _online_store(home: Path, chosen: str) -> str:
-    """Return an online store as Feast's file wants it: YAML in one line, which JSON is.
-
-    Raises:
-        ConfigError: It is neither ``sqlite`` nor a Redis URL.
-    """
-    if chosen == "sqlite":
-        return json.dumps({"type": "sqlite", "path": str(home / "feast" / "online.db")})
-    from trellis.adapters.online_redis import connection_string
-
-    return json.dumps({"type": "redis", "connection_string": connection_string(chosen)})

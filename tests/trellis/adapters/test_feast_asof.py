@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trellis.adapters.feature_store import _import_feast
+from trellis.adapters.feast_setting import import_feast
 from trellis.errors import DataError, MissingFeatureError
 
 # Feast, ibis and DuckDB warn about each other's deprecated calls.
@@ -28,7 +28,7 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 
 
 def _config(directory: Path, kind: str = "ours"):
-    _import_feast()
+    import_feast()
     from feast.repo_config import RepoConfig
 
     from trellis.adapters.feast_asof import AsofOfflineStoreConfig
@@ -110,7 +110,7 @@ anywhere = {"deadline": None, "suppress_health_check": [HealthCheck.function_sco
 
 @pytest.fixture(autouse=True, scope="module")
 def _feast():
-    _import_feast()
+    import_feast()
 
 
 @settings(max_examples=60, **anywhere)
