@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trellis.errors import TrellisError
+from trellis.errors import ConfigError, TrellisError, close_matches
 from trellis.settings import settings, silence_telemetry
 
 LATEST = datetime.max.replace(tzinfo=UTC)
@@ -39,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
     look.add_argument("--no-report", action="store_true", help="write no Evidently report")
     look.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    stand = commands.add_parser("performance", help="show how a model stands: estimated, corrected, realised")
+    stand.add_argument("model")
+    stand.add_argument("--as-of", type=_moment, help="labels observed later do not count, RFC 3339; default now")
+    stand.add_argument("--received-by", type=_moment, help="nor what reached the log later, RFC 3339; default all")
+    stand.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
+    stand.add_argument("--windows", type=int, default=6, help="most windows shown")
+    stand.add_argument("--segment", help="show the windows by this segment column")
+    stand.add_argument("--json", action="store_true", help="print everything as JSON")
     serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
@@ -52,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "exporter":
             return _serve(chosen)
+        if chosen.command == "performance":
+            return _stand(chosen)
         return _look(chosen)
     except TrellisError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -87,9 +97,38 @@ def _look(chosen: argparse.Namespace) -> int:
                 sys.stdout.write(f"  {check.name}: {check.text}\n")
         for point in result.series[-3:]:
             numbers = ", ".join(f"{k} {v:.3f}" for k, v in point.metrics.items())
-            sys.stdout.write(f"  {point.end} v{point.version}: {point.labels}/{point.predictions} labels {numbers}\n")
+            best = point.best
+            loss = f"loss {best.value:.4f} ({best.low:.4f}-{best.high:.4f}) {point.stage}, " if best else ""
+            told = f"{loss}{point.labels}/{point.predictions} labels {numbers}{' '.join(('', *point.flags))}"
+            sys.stdout.write(f"  {point.end} v{point.version}: {told}\n")
         sys.stdout.write(f"  evidence {result.evidence}\n")
     return EXIT_CODES[verdict.outcome]
+
+
+def _stand(chosen: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from monitoring.performance import performance_of, table_of
+    from monitoring.subject import subject_of
+    from trellis.decision import dumps
+
+    subject = subject_of(chosen.model, settings())
+    if chosen.segment and chosen.segment not in subject.spec.segments:
+        hint = close_matches(chosen.segment, subject.spec.segments)
+        raise ConfigError(f"{chosen.model!r} is not broken down by {chosen.segment!r}.", remedy=hint)
+    standing = performance_of(
+        subject,
+        settings().home.resolve(),
+        chosen.as_of or datetime.now(UTC),
+        received_by=chosen.received_by,
+        window_days=chosen.window_days or subject.reference.period_days,
+        windows=chosen.windows,
+    )
+    if chosen.json:
+        sys.stdout.write(dumps(standing) + "\n")
+    else:
+        Console().print(table_of(standing, subject, chosen.segment))
+    return 0
 
 
 def _after_the_last(model: str) -> datetime:

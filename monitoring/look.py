@@ -13,7 +13,7 @@ from monitoring.subject import Subject
 from trellis.adapters.look_store import ColumnDrift, Figure, LabelState, Look
 from trellis.decision import Decision
 from trellis.drift import Diagnosis, Window
-from trellis.ledger import Cell, Labelled
+from trellis.ledger import Cell, Labelled, Series
 from trellis.metrics import blocks_of, intervals, t_quantile
 
 _LEAST_LABELS, _LEAST_DAYS = 50, 2
@@ -28,6 +28,7 @@ def look_of(
     place: NDArray[np.int64],
     decision: Decision,
     found: Diagnosis,
+    performance: Series,
 ) -> Look:
     """Put together what is worth showing of a look.
 
@@ -39,6 +40,7 @@ def look_of(
         place: Window of every prediction, shape ``(n,)``; outside ``[0, windows)`` for those in none.
         decision: The drift decision.
         found: The same, structured.
+        performance: What is estimated, corrected and realised.
     """
     spec, judged = subject.spec, shown[-1]
     faults = {fault.column: fault.kind for fault in found.faults}
@@ -77,7 +79,7 @@ def look_of(
         expected_loss=expected,
         label_delay_hours=spec.target.delay_hours,
         drift=tuple(drift),
-        performance=_figures(subject, shown, cells, known, place),
+        performance=_together(_figures(subject, shown, cells, known, place), _early(performance)),
         labels=_label_states(shown, known, place, spec.target.delay_hours),
         findings={finding.kind: finding.count for finding in known.findings},
         ages_hours=dict(judged.ages_hours),
@@ -110,6 +112,27 @@ def _figures(
             Figure(*where, name, "realised", found.point, found.lo, found.hi, cell.predictions, cell.loss.rows)
             for name, found in measured.items()
         ]
+    return tuple(figures)
+
+
+def _together(labelled: Sequence[Figure], early: Sequence[Figure]) -> tuple[Figure, ...]:
+    """Return one figure per window, version, segment and quantity: of incomplete windows the corrected or estimated."""
+    taken = {(f.start, f.version, f.segment, f.value, f.quantity) for f in early}
+    rest = [f for f in labelled if (f.start, f.version, f.segment, f.value, f.quantity) not in taken]
+    return (*rest, *early)
+
+
+def _early(performance: Series) -> tuple[Figure, ...]:
+    """Return what is known of windows before all their labels are in."""
+    figures: list[Figure] = []
+    for p in (*performance.points, *performance.segments):
+        where = (p.start, p.end, p.version, p.segment, p.value)
+        if p.best is not None and p.stage != "realised":
+            e = p.best
+            figures.append(Figure(*where, "loss", p.stage, e.value, e.low, e.high, p.predictions, p.labels))
+        if p.labels < _LEAST_LABELS:
+            for name, value in p.expected_metrics.items():
+                figures.append(Figure(*where, name, "estimated", value, None, None, p.predictions, p.labels))
     return tuple(figures)
 
 

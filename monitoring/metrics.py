@@ -12,10 +12,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.files import write_atomically
-from monitoring.performance import Point
+from monitoring.performance import Standing
 from trellis.drift import Diagnosis, Window
-from trellis.ledger import Finding
+from trellis.ledger import Point
 
+# More would make a metric of every customer.
+_MOST_SEGMENTS = 40
 OUTCOMES = ("STABLE", "DRIFT", "UPSTREAM_FAULT", "INSUFFICIENT")
 
 
@@ -25,8 +27,7 @@ def publish(
     version: str,
     window: Window,
     found: Diagnosis,
-    series: Sequence[Point],
-    findings: Sequence[Finding],
+    standing: Standing,
 ) -> None:
     """Write a model's metrics into the text file; other models' stay.
 
@@ -36,8 +37,7 @@ def publish(
         version: The version watched.
         window: The window judged.
         found: Its diagnosis.
-        series: ``Point`` rows; the newest labelled one of every version is published.
-        findings: What was wrong with labels.
+        standing: What is known of performance; the newest window of every version and stage is published.
     """
     registry = CollectorRegistry()
     for family in _kept(path, model):
@@ -70,9 +70,10 @@ def publish(
     if found.harm is not None:
         harm = gauge("trellis_model_loss_increase", "Mean loss minus the one expected from training.", "version")
         harm.labels(model, version).set(found.harm.increase)
-    _performance(own, model, series)
+    _performance(own, model, standing.series.points)
+    _stages(own, model, version, standing)
     wrong = gauge("trellis_label_findings", "Labels left out of the ledger, by reason.", "kind")
-    for finding in findings:
+    for finding in standing.findings:
         wrong.labels(model, finding.kind).set(finding.count)
 
     families = [*registry.collect(), *own.collect()]
@@ -95,6 +96,47 @@ def _performance(registry: CollectorRegistry, model: str, series: Sequence[Point
         coverage.labels(model, point.version).set(point.labels / point.predictions)
         for name, number in point.metrics.items():
             value.labels(model, point.version, name).set(number)
+
+
+def _stages(registry: CollectorRegistry, model: str, version: str, standing: Standing) -> None:
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, ["model", *labels], registry=registry)
+
+    known = standing.series
+    ends = {
+        "": gauge("trellis_performance_loss", "Mean loss of the newest window of a stage.", "version", "stage"),
+        "low": gauge("trellis_performance_loss_low", "Lower end of its 95 % interval.", "version", "stage"),
+        "high": gauge("trellis_performance_loss_high", "Upper end of its 95 % interval.", "version", "stage"),
+    }
+    flag = gauge("trellis_performance_flag", "An assumption of the newest window that fails.", "version", "flag")
+    newest = {p.version: p for p in known.points}
+    for point in known.points:  # oldest first, so that the newest stays
+        complete = point.realised if point.stage == "realised" else None
+        for stage, e in (("estimated", point.estimated), ("corrected", point.corrected), ("realised", complete)):
+            if e is not None:
+                for name, value in (("", e.value), ("low", e.low), ("high", e.high)):
+                    ends[name].labels(model, point.version, stage).set(value)
+    for point in newest.values():
+        for name in point.flags:
+            flag.labels(model, point.version, name).set(1)
+    part = gauge("trellis_segment_loss", "Mean loss of the newest window.", "version", "segment", "value", "stage")
+    last = [p for p in known.segments if newest[p.version].end == p.end and p.best is not None]
+    for point in sorted(last, key=lambda p: -p.predictions)[:_MOST_SEGMENTS]:
+        assert point.best is not None
+        part.labels(model, point.version, point.segment, point.value, point.stage).set(point.best.value)
+    scored = gauge("trellis_estimates_scored", "Windows whose first estimate was held against the truth.", "version")
+    held = gauge("trellis_estimates_held", "Of these, windows whose interval held it.", "version")
+    for track in known.tracks:
+        scored.labels(model, track.version).set(track.scored)
+        held.labels(model, track.version).set(track.held)
+    gauge("trellis_labels_overdue", "Predictions past the declared delay without a label.").labels(model).set(
+        standing.overdue
+    )
+    if standing.harm is not None:
+        harm = gauge("trellis_performance_harm", "Change of the mean loss against the reference.", "version", "stage")
+        low = gauge("trellis_performance_harm_low", "Lower end of its 95 % interval.", "version", "stage")
+        harm.labels(model, version, standing.harm.stage).set(standing.harm.change)
+        low.labels(model, version, standing.harm.stage).set(standing.harm.low)
 
 
 def read_families(path: Path) -> list[Metric]:

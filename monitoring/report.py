@@ -24,6 +24,7 @@ from monitoring.served import Columns
 from monitoring.subject import Subject
 from trellis.decision import Decision
 from trellis.drift import CategorySummary, NumericSummary, Reference, Summary, flatten
+from trellis.ledger import Series
 from trellis.settings import silence_telemetry
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _SHOWN, _SUMMARISED = 6, 8
 
 
 def write_report(
-    workspace: Path, subject: Subject, current: Columns, until: datetime, decision: Decision
+    workspace: Path, subject: Subject, current: Columns, until: datetime, decision: Decision, performance: Series
 ) -> Path | None:
     """Add a window's report to the model's project, in place of an earlier one of the same window.
 
@@ -46,6 +47,7 @@ def write_report(
         current: The model's columns in the window.
         until: End of the window, the snapshot's time.
         decision: The verdict, shown beside the report.
+        performance: What is known of performance, shown likewise.
 
     Returns:
         The workspace; None where the window and the baseline share no column, or Evidently refuses the data: a report
@@ -64,7 +66,7 @@ def write_report(
         # Evidently's own: deprecations of what it imports, and divisions in plots of constant columns.
         warnings.simplefilter("ignore")
         try:
-            _write(workspace, subject, before[names], now[names], until, decision)
+            _write(workspace, subject, before[names], now[names], until, decision, _newest(performance))
         except Exception:
             logger.exception("Evidently could not report on %s until %s", subject.spec.name, until)
             return None
@@ -119,7 +121,13 @@ def _sampled(flat: dict[str, tuple[str, NDArray[Any]]]) -> pd.DataFrame:
 
 
 def _write(
-    workspace: Path, subject: Subject, before: pd.DataFrame, now: pd.DataFrame, until: datetime, decision: Decision
+    workspace: Path,
+    subject: Subject,
+    before: pd.DataFrame,
+    now: pd.DataFrame,
+    until: datetime,
+    decision: Decision,
+    performance: dict[str, str],
 ) -> None:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset, DataSummaryPreset
@@ -139,6 +147,7 @@ def _write(
             "outcome": decision.verdict.outcome,
             "reason": decision.verdict.reason,
             "decision": decision.id,
+            **performance,
         },
         tags=[decision.verdict.outcome],
     )
@@ -160,6 +169,17 @@ def _write(
             store.delete_run(project.id, runs[window])
     runs[window] = str(store.add_run(project.id, snapshot, name=decision.subject).id)
     write_atomically(index, json.dumps({"project": str(project.id), "runs": runs}, indent=1, sort_keys=True))
+
+
+def _newest(performance: Series) -> dict[str, str]:
+    """Return the loss of every version's newest window in words."""
+    newest = {p.version: p for p in performance.points}
+    return {
+        f"loss of v{version}": f"{p.best.value:.4f} ({p.best.low:.4f} to {p.best.high:.4f}), {p.stage} from "
+        f"{p.labels} labels of {p.predictions} predictions" + (f"; {', '.join(p.flags)}" if p.flags else "")
+        for version, p in newest.items()
+        if p.best is not None
+    }
 
 
 def _runs(index: Path, project: str) -> dict[str, str]:

@@ -29,6 +29,16 @@ def model_columns(frame: pd.DataFrame, spec: ModelSpec) -> Columns:
     return result
 
 
+def segments_of(frame: pd.DataFrame, spec: ModelSpec) -> Columns:
+    """Return the columns by which quality is broken down, as strings."""
+    return {
+        name: frame[column].astype(str).to_numpy()
+        for name in spec.segments
+        for column in (f"request.{name}", f"features.{name}")
+        if column in frame
+    }
+
+
 def tensors(values: pd.Series[Any]) -> NDArray[Any]:
     """Stack nested lists; rows of differing shapes stay objects, which count as no numbers."""
     try:

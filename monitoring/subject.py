@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trellis.contract import ModelSpec
 from trellis.drift import REQUEST, Reference, declared_unit
-from trellis.errors import DataError, RegistryError
+from trellis.errors import DataError, RegistryError, TrellisError
+from trellis.ledger import LossModel
 from trellis.settings import Settings
 
 REFERENCE_FILE = "reference.json"
+LOSS_FILE = "performance.json"
 ON_DEMAND = "on_demand"
 
 
@@ -25,6 +28,7 @@ class Subject:
         reference: Its training data, summarised.
         views: Feature view by column; ``request`` and ``on_demand`` for what no feature table holds.
         sla_hours: Largest healthy age of features by view, in hours.
+        loss_models: What is expected of predictions without labels, by version; a version may lack it.
     """
 
     spec: ModelSpec
@@ -32,6 +36,7 @@ class Subject:
     reference: Reference
     views: Mapping[str, str]
     sla_hours: Mapping[str, float] = field(default_factory=dict)
+    loss_models: Mapping[str, LossModel] = field(default_factory=dict)
 
     @property
     def units(self) -> dict[str, str]:
@@ -62,7 +67,17 @@ def subject_of(model: str, settings: Settings) -> Subject:
     champion = plan.champion
     path = local_artifact(champion.location, champion.digest, settings.directory()) / REFERENCE_FILE
     reference = watched(read_reference(path), spec)
-    return Subject(spec, plan.champion.version, reference, views_of(spec, settings.home))
+    seen = {
+        v.version: (v.location, v.digest)
+        for change in PlanStore(settings.database_url).history(model)
+        for v in (*change.plan.variants, *change.plan.shadows)
+    }
+    models: dict[str, LossModel] = {}
+    for version, (location, digest) in seen.items():
+        with contextlib.suppress(TrellisError, OSError):  # an artifact that is gone, or older than loss models
+            file = local_artifact(location, digest, settings.directory()) / LOSS_FILE
+            models[version] = LossModel.loads(file.read_bytes(), where=file)
+    return Subject(spec, plan.champion.version, reference, views_of(spec, settings.home), loss_models=models)
 
 
 def watched(reference: Reference, spec: ModelSpec) -> Reference:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from monitoring.alerts import follow_up
 from monitoring.files import write_atomically
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.performance import Point, realised
-from monitoring.served import ages_hours, model_columns
+from monitoring.performance import Standing, standing_of, window_edges
+from monitoring.served import ages_hours, model_columns, segments_of
 from monitoring.subject import Subject
 from trellis.adapters.look_store import LookStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
-from trellis.errors import DataError
-from trellis.ledger import Cell, Finding, labelled, moment, moments, performance
+from trellis.ledger import Cell, Finding, Point, labelled, moment, performance
 from trellis.sums import LossSums, merged
 
 logger = logging.getLogger(__name__)
@@ -40,6 +38,7 @@ class WatchResult:
         series: Performance by window and version, oldest first.
         cells: The same sums by segment, from the label ledger.
         findings: What was wrong with labels.
+        performance: All that is known of performance: the series with its segments, harm, and how estimates fared.
         evidence: The decision's file.
         report: The Evidently workspace; None where no report was asked for, or none was possible.
         alert: File of the open alert; None where all is well.
@@ -50,6 +49,7 @@ class WatchResult:
     series: tuple[Point, ...]
     cells: tuple[Cell, ...]
     findings: tuple[Finding, ...]
+    performance: Standing
     evidence: Path
     report: Path | None = None
     alert: Path | None = None
@@ -78,20 +78,13 @@ def watch(
         DataError: Window lengths make no sense, or a log is damaged.
         StorageError: The disk refused the evidence.
     """
-    if window_days <= 0 or windows < 1:
-        raise DataError(f"{windows} windows of {window_days:g} days make no history.", remedy="Ask for at least one.")
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
     found = labelled(spec, read_predictions(home, model, until=until), read_labels(home, model), until)
     frame, joined, score = found.rows, found.known, found.score
-    edges = _edges(frame, subject, until, window_days, windows)
+    edges = window_edges(frame, subject, moment(until), window_days, windows)
     made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}
-    segments = {
-        name: frame[column].astype(str).to_numpy()
-        for name in spec.segments
-        for column in (f"request.{name}", f"features.{name}")
-        if column in frame
-    }
+    segments = segments_of(frame, spec)
     cells = performance(made, joined, task=spec.task, score=score, edges=edges, segments=segments)
     place = np.searchsorted(edges, made["time"], side="right") - 1
     shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
@@ -116,34 +109,30 @@ def watch(
         policy=spec.drift,
         verdict=verdict,
     )
-    series = realised(spec, shown, cells, place, made["version"], joined, score)
+    standing = standing_of(subject, found, edges, moment(until))
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))
-    look = look_of(subject, shown, cells, found, place, decision, diagnosis)
+    look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
     write_atomically(LookStore(home).path(look), dumps(look))
     alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, series, found.findings)
+    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, standing)
     written = None
     if report and shown[-1].rows:
         from monitoring.report import write_report
 
         current = model_columns(frame[place == len(shown) - 1], spec)
-        written = write_report(home / "evidently", subject, current, until, decision)
-    return WatchResult(decision, diagnosis, series, cells, found.findings, evidence, written, alert)
-
-
-def _edges(
-    frame: pd.DataFrame, subject: Subject, until: datetime, window_days: float, windows: int
-) -> NDArray[np.datetime64]:
-    """Bounds of the windows: back from ``until``, none before the first prediction or within the training data."""
-    length = np.timedelta64(timedelta(days=window_days), "us")
-    last = moment(until)
-    floor = moments(frame["time"]).min() if len(frame) else last - length
-    trained = subject.reference.until
-    if trained is not None:
-        floor = max(floor, np.datetime64(trained.removesuffix("Z"), "us") - length // 2)
-    count = int(np.clip(np.ceil((last - floor) / length), 1, windows))
-    return np.array([last - length * i for i in range(count, -1, -1)], dtype="datetime64[us]")
+        written = write_report(home / "evidently", subject, current, until, decision, standing.series)
+    return WatchResult(
+        decision,
+        diagnosis,
+        standing.series.points,
+        cells,
+        found.findings,
+        standing,
+        evidence,
+        written,
+        alert,
+    )
 
 
 def _window(rows: pd.DataFrame, subject: Subject, start: np.datetime64, end: np.datetime64) -> Window:

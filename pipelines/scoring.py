@@ -9,7 +9,8 @@ import numpy as np
 
 from trellis.contract import Dataset, ModelPlugin, Predictor, select, take
 from trellis.drift import build_reference
-from trellis.errors import BrokenPluginError, TrellisError
+from trellis.errors import BrokenPluginError, DataError, TrellisError
+from trellis.ledger import fit_loss_model
 from trellis.metrics import blocks_of, row_loss
 from trellis.sums import loss_sums
 
@@ -28,6 +29,21 @@ def reference_of(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset,
         loss=loss_sums(losses, blocks_of(unseen.time, unseen.row_id)),
     )
     return reference.dumps()
+
+
+def loss_model_of(plugin: ModelPlugin, predictor: Predictor, unseen: Dataset) -> str | None:
+    """Fit what is expected of predictions without labels, on unseen rows; None where they are too few for it."""
+    try:
+        model = fit_loss_model(
+            plugin.spec,
+            unseen.target,
+            score(plugin, predictor, unseen),
+            unseen.columns,
+            blocks_of(unseen.time, unseen.row_id),
+        )
+    except DataError:
+        return None
+    return model.dumps()
 
 
 def score(plugin: ModelPlugin, predictor: Predictor, rows: Dataset) -> np.ndarray[Any, Any]:

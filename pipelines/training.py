@@ -15,7 +15,7 @@ from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
 from pipelines.plugins import plugin_named
 from pipelines.rollout import begin_rollout, mirror
-from pipelines.scoring import latency_p95_ms, reference_of, score
+from pipelines.scoring import latency_p95_ms, loss_model_of, reference_of, score
 from pipelines.splits import split
 from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
@@ -37,6 +37,7 @@ from trellis.rollout import Variant, first_plan
 from trellis.settings import settings
 
 REFERENCE = "reference.json"
+LOSS_MODEL = "performance.json"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,9 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
                 remedy=f"Try: trellis models check {model}",
             ) from error
         (artifact / REFERENCE).write_text(reference_of(plugin, predictor, parts.train, parts.test))
+        expected = loss_model_of(plugin, predictor, parts.test)
+        if expected is not None:
+            (artifact / LOSS_MODEL).write_text(expected)
         manifest = seal(
             artifact,
             model=model,

@@ -18,6 +18,7 @@ from monitoring.subject import Subject
 from trellis.adapters.prediction_log import LabelLog, PredictionLog
 from trellis.contract import DriftPolicy, Field, Metric, ModelSpec, RolloutPolicy, Target
 from trellis.drift import build_reference
+from trellis.ledger import fit_loss_model
 from trellis.metrics import blocks_of, row_loss
 from trellis.sums import loss_sums
 
@@ -157,7 +158,8 @@ def subject() -> Subject:
         times=drawn["time"],
         loss=loss_sums(loss, blocks_of(held["time"], np.arange(len(loss)).astype(str))),
     )
-    return Subject(SPEC, "1", reference, VIEWS)
+    model = fit_loss_model(SPEC, held["late"], held["probability"], held, held["time"].astype("datetime64[D]"))
+    return Subject(SPEC, "1", reference, VIEWS, loss_models={"1": model})
 
 
 @pytest.fixture

@@ -106,12 +106,13 @@ def test_the_figures_are_the_ledgers_with_their_intervals(console_world) -> None
     points = [p for p in world.second.series if p.end == look.end]
     for point in points:
         mine = {f.quantity: f for f in look.performance if not f.segment and f.end == point.end}
-        assert mine["loss"].point == pytest.approx(point.loss)
+        assert (mine["loss"].stage, mine["loss"].point) == (point.stage, point.best.value)
         assert mine["auc"].point == pytest.approx(point.metrics["auc"])
         assert mine["auc"].low < point.metrics["auc"] < mine["auc"].high
     # A mean loss over seven days, as the textbook has it: a ratio over days, Student's t with six degrees of freedom.
-    cell = next(c for c in world.second.cells if c.window == 1 and not c.segment)
-    shown = next(f for f in look.performance if f.quantity == "loss" and not f.segment and f.end == look.end)
+    cell = next(c for c in world.second.cells if c.window == 0 and not c.segment)
+    shown = next(f for f in look.performance if f.quantity == "loss" and not f.segment and f.end == look.start)
+    assert shown.stage == "realised"
     assert shown.high - shown.point == pytest.approx(2.4469 * cell.loss.standard_error, rel=1e-3)
     text = Page(get(world.reading(), f"/ui/models/{world.model}").text).text
     assert f"{shown.point:.4f}" in text

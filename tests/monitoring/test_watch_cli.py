@@ -50,6 +50,31 @@ def test_exit_codes_and_json(served, command, capsys) -> None:
     assert command("watch", "ferry_delay", "--until", "2014-01-01", "--no-report") == 5
 
 
+def test_performance_as_a_table_and_as_json_at_any_past_moment(served, command, capsys) -> None:
+    until = served.serve(14)
+    served.serve(7, lambda r: {**r, "late": 1 - r["late"]})
+    assert command("performance", "ferry_delay", "--as-of", served.now.isoformat(), "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    points = body["series"]["points"]
+    assert [p["stage"] for p in points] == ["realised", "realised", "corrected"]
+    assert [p["held"] for p in points] == [True, True, None]
+    assert points[2]["flags"] == ["concept_drift"]
+    assert body["harm"]["low"] > 0.1
+    assert {p["segment"] for p in body["series"]["segments"]} == {"line"}
+    # As known a week earlier, the same as was said then; what reached the log later is left out as well.
+    assert command("performance", "ferry_delay", "--as-of", until.isoformat(), "--json") == 0
+    then = json.loads(capsys.readouterr().out)
+    assert [p["stage"] for p in then["series"]["points"]] == ["realised", "corrected"]
+    command("performance", "ferry_delay", "--as-of", until.isoformat(), "--received-by", "2013-07-02", "--json")
+    assert json.loads(capsys.readouterr().out)["series"]["points"][0]["predictions"] <= 100
+    assert command("performance", "ferry_delay", "--as-of", served.now.isoformat(), "--segment", "line") == 0
+    table = capsys.readouterr().out
+    assert "island" in table
+    assert "concept_drift" in table
+    assert command("performance", "ferry_delay", "--segment", "lines") == 1
+    assert "Did you mean 'line'?" in capsys.readouterr().err
+
+
 def test_usage_errors(command, capsys) -> None:
     for wrong in (["watch"], ["watch", "m", "--until", "tomorrow"], ["look"], []):
         with pytest.raises(SystemExit) as stopped:
@@ -160,3 +185,6 @@ def test_the_champion_and_its_baseline_are_found(served, tmp_path, monkeypatch) 
     found = subject_of("ferry_delay", settings)
     assert found.version == "7"
     assert found.reference == served.subject.reference
+    assert found.loss_models == {}
+    (artifact / "performance.json").write_text(served.subject.loss_models["1"].dumps())
+    assert subject_of("ferry_delay", settings).loss_models["7"].rows == 2_800

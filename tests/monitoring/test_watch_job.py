@@ -122,6 +122,27 @@ def test_performance_series_agrees_with_scikit_learn_and_respects_the_day(served
     assert past.series[-1].labels == 700 - 8
 
 
+def test_performance_is_estimated_before_labels_come_and_published_with_its_interval(served) -> None:
+    served.serve(7)
+    until = served.serve(7, labels=False)
+    result = watch(served.subject, served.home, until, **QUIET)
+    first, second = result.series
+    assert (first.stage, second.stage) == ("realised", "estimated")
+    assert first.held
+    rows = served.drawn(7, 7)
+    truth = np.mean((rows["probability"] - rows["late"]) ** 2)
+    assert second.estimated.low < truth < second.estimated.high
+    assert samples(served.home, "trellis_performance_loss")[("estimated", "1")] == second.estimated.value
+    assert samples(served.home, "trellis_performance_loss_high")[("realised", "1")] == first.realised.high
+    assert samples(served.home, "trellis_estimates_scored") == {("1",): 1.0}
+    assert samples(served.home, "trellis_labels_overdue") == {(): 700.0 - 8}
+    assert samples(served.home, "trellis_performance_flag") == {}
+    assert len(samples(served.home, "trellis_segment_loss")) == 3
+    harm = result.performance.harm
+    assert (harm.stage, harm.labels) == ("estimated", 0)
+    assert harm.low < 0 < harm.high
+
+
 @pytest.mark.parametrize(
     ("change", "drop", "kind"),
     [

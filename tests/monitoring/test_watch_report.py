@@ -26,6 +26,7 @@ def test_a_report_per_window_in_one_project_per_model(served) -> None:
     assert snapshot.timestamp.isoformat().startswith(first.strftime("%Y-%m-%d"))
     assert snapshot.metadata["outcome"] == "STABLE"
     assert snapshot.metadata["decision"] == result.decision.id
+    assert "corrected from 692 labels of 700 predictions" in snapshot.metadata["loss of v1"]
     # The training side is redrawn from summaries; were it a poor likeness, healthy columns would look shifted.
     drifts = {
         name: result["value"]

@@ -16,6 +16,7 @@ _ROOMS = {
     "demo": ("pipelines.demo", "Run the main job on real flights, start to end."),
     "serve": ("services.prediction", "Serve every model that has a rollout plan."),
     "watch": ("monitoring", "Look at a model's traffic: drift, performance, report, metrics."),
+    "performance": ("monitoring", "Show how a model stands: estimated, corrected and realised loss, by segment."),
     "ui": ("pipelines.pages", "Open the pages: the models' own, MLflow, Evidently, the service's API."),
 }
 
@@ -23,13 +24,13 @@ _ROOMS = {
 def add_to(app: typer.Typer) -> None:
     """Add one verb per room."""
     for verb, (module, text) in _ROOMS.items():
-        app.command(verb, help=text, context_settings=_PASS_ON, add_help_option=False)(_runner(module))
+        app.command(verb, help=text, context_settings=_PASS_ON, add_help_option=False)(_runner(verb, module))
 
 
-def _runner(module: str):  # type: ignore[no-untyped-def]
+def _runner(verb: str, module: str):  # type: ignore[no-untyped-def]
     def run(context: typer.Context) -> None:
         root = project_root()
-        prefix = ["watch"] if module == "monitoring" and context.args[:1] not in (["exporter"], ["--help"]) else []
+        prefix = [verb] if module == "monitoring" and context.args[:1] not in (["exporter"], ["--help"]) else []
         command = [sys.executable, "-m", module, *prefix, *context.args]
         process = subprocess.Popen(command, cwd=root)
         try:

@@ -53,7 +53,7 @@ class Term:
             return np.full((rows, 1), self.size - 1, dtype=np.int64), np.ones((rows, 1))
         if self.values:
             index = {name: i for i, name in enumerate(self.values)}
-            codes = np.array([index.get(str(v), len(index)) for v in column], dtype=np.int64)
+            codes = np.array([index.get(_name(v), len(index)) for v in column], dtype=np.int64)
             return codes[:, None], np.ones((rows, 1))
         numbers = as_numbers(column)
         known = np.isfinite(numbers)
@@ -64,7 +64,7 @@ class Term:
         """Return the rows whose category was not in the reference."""
         if not self.values or self.open or column is None:
             return np.zeros(rows, dtype=np.bool_)
-        return np.array([str(v) not in self.values for v in column], dtype=np.bool_)
+        return np.array([_name(v) not in self.values for v in column], dtype=np.bool_)
 
 
 def terms_of(fields: Sequence[Field], columns: Mapping[str, NDArray[Any]]) -> tuple[Term, ...]:
@@ -75,7 +75,7 @@ def terms_of(fields: Sequence[Field], columns: Mapping[str, NDArray[Any]]) -> tu
         if values is None or field.kind in ("tensor", "text", "timestamp") or np.asarray(values).ndim != 1:
             continue
         if field.kind == "category":
-            counts = pd.Series([str(v) for v in values]).value_counts()
+            counts = pd.Series([_name(v) for v in values]).value_counts()
             names = sorted(counts.index, key=lambda name: (-int(counts[name]), name))
             found.append(Term(field.name, values=tuple(names[:_CATEGORIES]), open=len(names) > _CATEGORIES))
             continue
@@ -85,6 +85,11 @@ def terms_of(fields: Sequence[Field], columns: Mapping[str, NDArray[Any]]) -> tu
             knots = np.unique(np.quantile(numbers, np.linspace(0, 1, _BINS + 1)))
             found.append(Term(field.name, knots=tuple(knots.tolist())))
     return tuple(found[:_MOST_COLUMNS])
+
+
+def _name(value: Any) -> str:
+    """Return a category's name; whatever is missing is the empty one."""
+    return "" if value is None or value != value else str(value)
 
 
 def as_numbers(column: NDArray[Any]) -> Floats:

@@ -43,6 +43,18 @@ class Labelled:
         """Rows whose loss is known."""
         return ~np.isnan(self.loss)
 
+    def take(self, rows: NDArray[np.bool_]) -> Labelled:
+        """Return some of the rows; the findings stay those of all."""
+        known = Join(
+            self.known.known[rows],
+            self.known.value[rows],
+            self.known.observed_at[rows],
+            self.known.revisions[rows],
+            self.known.findings,
+        )
+        frame = self.rows[rows].reset_index(drop=True)
+        return Labelled(frame, self.times[rows], known, self.score[rows], self.loss[rows], self.findings)
+
 
 def labelled(
     spec: ModelSpec,
