@@ -19,9 +19,9 @@ Timestamps are compared in microseconds; those without a zone are read as UTC. I
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 from feast.data_source import DataSource
 from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.feature_view import FeatureView
-from feast.infra.offline_stores.file_source import FileSource, SavedDatasetFileStorage
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.infra.registry.base_registry import BaseRegistry
@@ -43,7 +43,8 @@ from feast.saved_dataset import SavedDatasetStorage
 from feast.types import from_feast_to_pyarrow_type
 
 from trellis.adapters.asof import Asked, best_rows, creation_times, encoded, microseconds, ordinals
-from trellis.errors import DataError, MissingFeatureError
+from trellis.adapters.feast_tables import path_of, pull, read, write
+from trellis.errors import DataError
 
 _ROW = "__row"
 _UTC = pa.timestamp("us", tz="UTC")
@@ -103,10 +104,10 @@ class AsofRetrievalJob(RetrievalJob):  # type: ignore[misc]
         """Write the result to a Parquet file, whole or not at all."""
         if not isinstance(storage, SavedDatasetFileStorage):
             raise DataError(f"Cannot save to {type(storage).__name__}.", remedy="Use SavedDatasetFileStorage.")
-        path = _path(storage.to_data_source(), self._repo_path)
+        path = path_of(storage.to_data_source(), self._repo_path)
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(path))
-        _write(self.to_arrow(timeout=timeout), path)
+        write(self.to_arrow(timeout=timeout), path)
 
 
 class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
@@ -195,7 +196,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
 
         def run() -> pa.Table:
             columns = [*join_key_columns, *feature_name_columns]
-            table = _pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
+            table = pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
             time, _ = microseconds(table[timestamp_field])
             made = (
                 creation_times(table[created_timestamp_column])[0] if created_timestamp_column else np.zeros_like(time)
@@ -224,7 +225,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
 
         def run() -> pa.Table:
             columns = [*join_key_columns, *feature_name_columns]
-            return _pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
+            return pull(config, data_source, columns, timestamp_field, created_timestamp_column, start_date, end_date)
 
         return AsofRetrievalJob(run, repo_path=config.repo_path)
 
@@ -240,7 +241,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         Raises:
             DataError: The columns are not the file's.
         """
-        path = _path(feature_view.batch_source, config.repo_path)
+        path = path_of(feature_view.batch_source, config.repo_path)
         old = pq.read_table(path) if path.exists() else table.slice(0, 0)
         if sorted(old.column_names) != sorted(table.column_names):
             raise DataError(
@@ -248,7 +249,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
                 where=path,
                 remedy=f"Give the file's: {old.column_names}.",
             )
-        _write(pa.concat_tables([old, table.select(old.column_names).cast(old.schema)]), path)
+        write(pa.concat_tables([old, table.select(old.column_names).cast(old.schema)]), path)
         if progress is not None:
             progress(table.num_rows)
 
@@ -281,7 +282,7 @@ def _join(
     source = view.batch_source
     created = source.created_timestamp_column
     moments = [source.timestamp_field, *([created] if created else ())]
-    table = _read(config, source, view.name, list(keys), wanted, moments)
+    table = read(config, source, view.name, list(keys), wanted, moments)
 
     key, found = asked.number(
         [encoded(table[theirs]) for theirs, _ in sorted(keys.items(), key=itemgetter(1))], table.num_rows
@@ -305,100 +306,6 @@ def _join(
     take = np.where(asked.position < 0, -1, match[asked.position]) if len(match) else asked.position
     columns = table.select(wanted).take(pa.array(take, mask=take < 0))
     return columns.rename_columns([f"{alias}__{w}" if full_names else w for w in wanted])
-
-
-def _read(
-    config: RepoConfig,
-    source: DataSource,
-    view: str,
-    keys: Sequence[str],
-    wanted: Sequence[str],
-    moments: Sequence[str],
-) -> pa.Table:
-    """Read the columns of a view's table under their names in the view."""
-    path = _existing(source, config, view)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    renamed: Mapping[str, str] = source.field_mapping or {}
-    have = {renamed.get(field.name, field.name): field for field in pq.read_schema(files[0])} if files else {}
-    columns = list(dict.fromkeys([*keys, *wanted, *moments]))
-    missing = [column for column in columns if column not in have]
-    if missing:
-        raise MissingFeatureError(
-            f"The table of the view {view!r} lacks {missing}.",
-            where=path,
-            remedy="Build the features again, or mend the view's definition.",
-        )
-    # Keys that are text come as numbers into a list of the distinct ones, as the file has them.
-    coded = [have[k].name for k in keys if k not in wanted and pa.types.is_string(have[k].type)]
-    table = pq.read_table(files, columns=[have[c].name for c in columns], read_dictionary=coded, partitioning=None)
-    return table.rename_columns([renamed.get(c, c) for c in table.column_names]).select(columns)
-
-
-def _existing(source: DataSource, config: RepoConfig, view: str | None = None) -> Path:
-    path = _path(source, config.repo_path)
-    if not path.exists():
-        raise MissingFeatureError(
-            f"The table of the view {view or source.name!r} is missing.",
-            where=path,
-            remedy="Build the features first.",
-        )
-    return path
-
-
-def _pull(
-    config: RepoConfig,
-    source: DataSource,
-    columns: Sequence[str],
-    timestamp_field: str,
-    created: str | None,
-    start: datetime | None,
-    end: datetime | None,
-) -> pa.Table:
-    """Read the rows with an event timestamp in [start, end], from only the row groups that can have one."""
-    path = _existing(source, config)
-    moments = [timestamp_field, *([created] if created else ())]
-    columns = list(dict.fromkeys((*columns, *moments)))
-    renamed: Mapping[str, str] = source.field_mapping or {}
-    low, high = (None if at is None else _moment(at) for at in (start, end))
-    parts = []
-    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
-        with pq.ParquetFile(file) as opened:
-            raw = {renamed.get(name, name): name for name in opened.schema_arrow.names}
-            missing = [column for column in columns if column not in raw]
-            if missing:
-                raise MissingFeatureError(
-                    f"A table lacks {missing}.",
-                    where=path,
-                    remedy="Build the features again, or mend the view's definition.",
-                )
-            groups = [
-                i
-                for i in range(opened.num_row_groups)
-                if _overlaps(opened.metadata.row_group(i), raw[timestamp_field], low, high)
-            ]
-            part = opened.read_row_groups(groups, columns=[raw[c] for c in columns])
-        part = part.rename_columns([renamed.get(c, c) for c in part.column_names]).select(columns)
-        time, keep = microseconds(part[timestamp_field])
-        if low is not None:
-            keep = keep & (time >= low)
-        if high is not None:
-            keep = keep & (time <= high)
-        parts.append(part.filter(pa.array(keep)))
-    if not parts:
-        raise MissingFeatureError("A table has no files.", where=path, remedy="Build the features first.")
-    table = pa.concat_tables(parts)
-    for name in moments:
-        table = table.set_column(table.column_names.index(name), name, table[name].cast(_UTC, safe=False))
-    return table
-
-
-def _overlaps(group: pq.RowGroupMetaData, column: str, low: int | None, high: int | None) -> bool:
-    """Tell whether a row group may have a time in [low, high]; only whole columns of it are told apart by name."""
-    names = [group.column(i).path_in_schema for i in range(group.num_columns)]
-    stats = group.column(names.index(column)).statistics if column in names else None
-    if stats is None or not stats.has_min_max or not isinstance(stats.min, datetime):
-        return True
-    return (low is None or _moment(stats.max, UTC) >= low) and (high is None or _moment(stats.min, UTC) <= high)
 
 
 def _derive(table: pa.Table, view: OnDemandFeatureView, feature_refs: Sequence[str], full_names: bool) -> pa.Table:
@@ -444,22 +351,3 @@ def _append(table: pa.Table, more: pa.Table) -> pa.Table:
             )
         table = table.append_column(column, more[column])
     return table
-
-
-def _path(source: DataSource | None, repo_path: Path | None) -> Path:
-    if not isinstance(source, FileSource):
-        raise DataError(f"Cannot read a {type(source).__name__}.", remedy="Use a FileSource over Parquet.")
-    path = Path(source.path.removeprefix("file://"))
-    return path if path.is_absolute() or repo_path is None else Path(repo_path) / path
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    pq.write_table(table, part, compression="zstd")
-    os.replace(part, path)
-
-
-def _moment(at: datetime, zone: tzinfo | None = None) -> int:
-    """Return microseconds since 1970. Without a zone it is local time unless one is given, as in Feast's stores."""
-    at = at.replace(tzinfo=zone) if zone and at.tzinfo is None else at
-    return (at.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
