@@ -1,6 +1,11 @@
 """Drift: summaries of what was served, statistics on them, and the verdicts they lead to."""
 
+from trellis.drift.budget import look_alpha
+from trellis.drift.causes import HarmEstimate, SegmentLoss
 from trellis.drift.faults import PREDICTION, REQUEST, Fault
+from trellis.drift.findings import Diagnosis, DriftInputs, Harm
+from trellis.drift.joint import Signal, joint_signals
+from trellis.drift.outcomes import Outcomes, outcomes_like, reference_outcomes
 from trellis.drift.reference import (
     Reference,
     ReferenceColumn,
@@ -13,7 +18,7 @@ from trellis.drift.reference import (
 from trellis.drift.shift import Shift, compare
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window, WindowSketch, merge, summarise_like
 from trellis.drift.units import CONVERSIONS, Conversion, declared_unit, find_conversion
-from trellis.drift.verdict import Diagnosis, DriftInputs, Harm, decide, diagnose, look_alpha
+from trellis.drift.verdict import decide, diagnose
 
 __all__ = [
     "CONVERSIONS",
@@ -25,10 +30,14 @@ __all__ = [
     "DriftInputs",
     "Fault",
     "Harm",
+    "HarmEstimate",
     "NumericSummary",
+    "Outcomes",
     "Reference",
     "ReferenceColumn",
+    "SegmentLoss",
     "Shift",
+    "Signal",
     "Summary",
     "Window",
     "WindowSketch",
@@ -40,8 +49,11 @@ __all__ = [
     "distance",
     "find_conversion",
     "flatten",
+    "joint_signals",
     "look_alpha",
     "merge",
+    "outcomes_like",
+    "reference_outcomes",
     "sketch_window",
     "summarise_like",
     "summarise_window",

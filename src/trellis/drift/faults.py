@@ -16,8 +16,10 @@ import numpy as np
 
 from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate, scale
 from trellis.drift.shift import Shift
+from trellis.drift.statistics import shares
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
 from trellis.drift.units import UnitMatch, find_conversion
+from trellis.drift.zones import find_zone_shift
 
 REQUEST, PREDICTION = "request", "prediction"
 
@@ -30,6 +32,8 @@ _UNIT_STEP, _UNIT_NOVELTY, _JUMP_STEP = 1.0, 0.6, 1.5
 _VARIES = 0.15
 # Where training cannot tell its own steps: in spreads for numbers, in total variation for categories.
 _DEFAULT_STEP, _DEFAULT_CATEGORY_STEP = 0.5, 0.2
+# A new code book: this much unknown, and a common value all but gone.
+_RECODED, _COMMON, _GONE = 0.2, 0.05, 0.2
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Fault:
     Attributes:
         column: Where (a view's name for ``stale``).
         view: Its feature view.
-        kind: ``unit``, ``missing``, ``nulls``, ``invalid``, ``constant``, ``stale`` or ``jump``.
+        kind: ``unit``, ``time_zone``, ``recode``, ``missing``, ``nulls``, ``invalid``, ``constant``, ``stale`` or
+            ``jump``.
         since: Start of the first window of the present run.
         text: The finding with its numbers.
         value: What was measured.
@@ -195,7 +200,9 @@ def _fault(
     before = max([column.nulls_peak, *(null_rate(h) for h in healthy[-1:])])
     invalid = now.invalid / now.rows if isinstance(now, NumericSummary) and now.rows else 0.0
     if invalid >= _NULL_JUMP:
-        return fault("invalid", f"holds something that is no number in {invalid:.0%} of rows", invalid, _NULL_JUMP)
+        return fault(
+            "invalid", f"holds something that is no finite number in {invalid:.0%} of rows", invalid, _NULL_JUMP
+        )
     nulls = null_rate(now)
     if nulls - before >= _NULL_JUMP or (nulls == 1.0 and before < 1.0):
         text = f"is missing in {nulls:.0%} of rows, at most {before:.0%} before"
@@ -204,6 +211,9 @@ def _fault(
         return fault("constant", f"holds one value in all {now.rows} rows; in training it varied in every period")
     if not healthy:
         return None
+    recoded = _recoded(column.summary, healthy[-1], now)
+    if recoded is not None:
+        return fault("recode", *recoded)
     # Also from the nearest healthy window: a windy week after a calm one is no jump when an earlier one was as windy.
     last = healthy[-1]
     step, nearest = distance(last, now, column.summary), min(distance(h, now, column.summary) for h in healthy)
@@ -225,6 +235,15 @@ def _fault(
         far = step > max(0.3, _UNIT_STEP * usual) and nearest > _UNIT_NOVELTY * usual
         if match is not None and (far or match.exact):
             return fault("unit", _unit_text(match), match.residual, match.before / 3, match.exact)
+        zone = find_zone_shift(
+            np.array(last.quantiles), np.array(now.quantiles), scale(column.summary), tolerance=max(0.15, usual)
+        )
+        if zone is not None and far:
+            text = (
+                f"looks moved by {zone.hours:+g} hours: {zone.before:.2f} spreads from the last healthy window, "
+                f"{zone.residual:.2f} once turned back"
+            )
+            return fault("time_zone", text, zone.residual, zone.before / 3, certain=False)
     bound = max(_default_step(now), _JUMP_STEP * usual, 2 * pace)
     if nearest > bound:
         text = (
@@ -232,6 +251,25 @@ def _fault(
         )
         return fault("jump", text, nearest, bound, certain=False)
     return None
+
+
+def _recoded(whole: Summary, last: Summary, now: Summary) -> tuple[str, float, float] | None:
+    """Codes that training never had, in the place of known ones: a new value joins the others, a new code replaces."""
+    if not all(isinstance(s, CategorySummary) for s in (whole, last, now)):
+        return None
+    assert isinstance(whole, CategorySummary)
+    assert isinstance(last, CategorySummary)
+    assert isinstance(now, CategorySummary)
+    if whole.other:  # training's rare values were pooled: an unknown one is no news
+        return None
+    unseen, before = now.other / max(1, now.rows), last.other / max(1, last.rows)
+    if unseen - before < _RECODED:
+        return None
+    had, has = shares(last.cells[:-2]), now.cells[:-2] / max(1, now.rows - now.nulls)
+    if not ((had >= _COMMON) & (has <= _GONE * had)).any():
+        return None
+    shown = ", ".join(repr(value) for value in now.examples[:3])
+    return f"holds codes unknown to training in {unseen:.0%} of rows ({shown})", unseen, before + _RECODED
 
 
 def _unit_text(match: UnitMatch) -> str:

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trellis.contract import Batch, Field, row_count
 from trellis.decision import dumps
+from trellis.drift.outcomes import Outcomes
 from trellis.drift.sketch import Layout, NumericSketch
 from trellis.drift.statistics import chi_square, chi_square_sf, quantile_distance, total_variation
 from trellis.drift.summary import (
@@ -110,6 +111,7 @@ class Reference:
         columns: By name; images and other tensors appear as ``NAME.mean`` and ``NAME.std``.
         loss: Loss on rows held out from training, by day; None where unknown.
         until: End of the last period, RFC 3339; None without times.
+        outcomes: Scores and labels of held-out rows; None where unknown.
     """
 
     rows: int
@@ -117,6 +119,7 @@ class Reference:
     columns: dict[str, ReferenceColumn]
     loss: LossSums | None = None
     until: str | None = None
+    outcomes: Outcomes | None = None
 
     def dumps(self) -> str:
         """Serialise to canonical JSON."""
@@ -172,6 +175,7 @@ def build_reference(
     period_days: float = 7.0,
     loss: LossSums | None = None,
     bins: int = BINS,
+    outcomes: Outcomes | None = None,
 ) -> Reference:
     """Summarise training data.
 
@@ -182,6 +186,7 @@ def build_reference(
         period_days: Length of the windows that will be compared, in days of event time.
         loss: Loss on held-out rows.
         bins: Bins per number before ties get their own.
+        outcomes: Scores and labels of held-out rows.
     """
     rows = row_count(batch)
     periods = None
@@ -194,7 +199,7 @@ def build_reference(
         periods = periods - periods.min()
         until = _iso(int(stamps.max()) + 1)
     columns = {name: _column(kind, values, bins, periods) for name, (kind, values) in flatten(batch, fields).items()}
-    return Reference(rows, period_days, columns, loss, until)
+    return Reference(rows, period_days, columns, loss, until, outcomes)
 
 
 def summarise_window(

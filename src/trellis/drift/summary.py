@@ -30,7 +30,7 @@ class NumericSummary:
         edges: Interior bin edges, rising; bin ``i`` holds ``edges[i-1] < x <= edges[i]``, the ends are open.
         counts: Rows per bin, one more than edges.
         nulls: Rows without a finite number, invalid ones included.
-        invalid: Rows that held something that is no number.
+        invalid: Rows that held something that is no number, or an infinite one.
         mean: Mean of the finite numbers; None without any.
         m2: Sum of squared deviations from the mean.
         quantiles: Values at the 41 probabilities 0, 0.025, ... 1; empty without numbers.
@@ -148,7 +148,10 @@ def numbers(values: NDArray[Any]) -> tuple[NDArray[np.float32], int, int]:
     with np.errstate(over="ignore"):
         single = array.astype(np.float32, copy=False)
     kept = np.isfinite(single)
-    finite = single if kept.all() else single[kept]
+    finite = single
+    if not kept.all():
+        finite = single[kept]
+        invalid += int(np.isinf(single[~kept]).sum())
     return finite, len(single) - len(finite), invalid
 
 

@@ -1,8 +1,9 @@
 """The drift verdict: STABLE, DRIFT, UPSTREAM_FAULT or INSUFFICIENT, with its diagnosis.
 
 A feature counts as shifted when the shift is both large (PSI, corrected for its bias) and sure (a chi-square test on
-effective rows, Holm-adjusted over all questions of one look, at the level that spends the policy's false-alarm budget
-over the looks of a month). So more rows make a verdict surer, not more frequent.
+effective rows). The same holds for every other family of evidence: the loss, the mix of predictions, scores and labels
+together, ties between columns. All questions of one look share its part of the month's false-alarm budget (see
+``trellis.drift.budget``). So more rows, more columns and more tests make a verdict surer, not more frequent.
 
 Two stories are then told apart. A *population change* (season, growth, new habits) moves several features of a kind, no
 faster from one window to the next than training data moved by themselves. An *upstream fault* is abrupt and sits in one
@@ -13,209 +14,233 @@ other view stays calm.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trellis.contract import DriftPolicy
-from trellis.decision import Check, Verdict
+from trellis.decision import Verdict
+from trellis.drift.budget import look_alpha, spread_weights, weighted_holm
+from trellis.drift.causes import (
+    CONCEPT,
+    DATA,
+    LABEL,
+    LEAST_EFFECT,
+    NONE,
+    UPSTREAM,
+    HarmEstimate,
+    cause_of_links,
+    driving_segments,
+    severity_of,
+)
+from trellis.drift.explain import checks_of, names
 from trellis.drift.faults import PREDICTION, Fault, find_faults
-from trellis.drift.reference import Reference
+from trellis.drift.findings import Diagnosis, DriftInputs, Harm
+from trellis.drift.joint import Signal
+from trellis.drift.outcomes import OutcomeShift, compare_outcomes
 from trellis.drift.shift import Shift, compare, trend
-from trellis.drift.statistics import holm, normal_sf
-from trellis.drift.summary import Window
-from trellis.sums import LossSums
+from trellis.drift.statistics import normal_sf
 
 _RETRAIN, _WATCH, _FIX, _WAIT, _NONE = "retrain", "watch", "fix upstream", "wait", "none"
 
 
 @dataclass(frozen=True)
-class DriftInputs:
-    """All that a drift verdict is made of.
+class _Evidence:
+    """The answers to all questions of a look, adjusted."""
 
-    Attributes:
-        model: The model's name.
-        version: The version whose training data are the reference.
-        reference: Its baseline.
-        windows: Consecutive windows of served rows, oldest first; the last is judged, the others are its history.
-        views: Feature view of every column; ``request`` for what callers send, ``prediction`` for the score.
-        losses: Loss of every window as far as labels are known, parallel to ``windows``; empty without labels.
-        units: Declared unit by column, where there is one.
-        sla_hours: Largest healthy age of the features by view, in hours.
-    """
+    shifts: tuple[Shift, ...]
+    harm: Harm | None
+    scores: OutcomeShift | None
+    scores_moved: bool
+    links: OutcomeShift | None
+    links_cause: str
+    signals: tuple[Signal, ...]
+    alpha: float
 
-    model: str
-    version: str
-    reference: Reference
-    windows: tuple[Window, ...]
-    views: dict[str, str]
-    losses: tuple[LossSums, ...] = ()
-    units: dict[str, str] = field(default_factory=dict)
-    sla_hours: dict[str, float] = field(default_factory=dict)
+    @property
+    def moved(self) -> tuple[Shift, ...]:
+        return tuple(s for s in self.shifts if s.level)
 
+    @property
+    def harmed(self) -> bool:
+        return self.harm is not None and self.harm.real
 
-@dataclass(frozen=True)
-class Harm:
-    """What the shift costs, where labels tell.
-
-    Attributes:
-        window: Index of the newest window with enough labels.
-        labels: Labelled rows in it.
-        increase: Mean loss minus the reference's.
-        low: Lower end of its 95 % interval.
-        p_value: One-sided: that the loss has not risen.
-        real: Whether the increase is both above the policy's and sure.
-    """
-
-    window: int
-    labels: int
-    increase: float
-    low: float
-    p_value: float
-    real: bool = False
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """A verdict's findings in a form that programs can read.
-
-    Attributes:
-        outcome: STABLE, DRIFT, UPSTREAM_FAULT or INSUFFICIENT.
-        kind: ``none``, ``gradual``, ``sudden``, ``concept`` (loss without shift) or the fault's kind.
-        action: ``none``, ``watch``, ``retrain``, ``fix upstream`` or ``wait``.
-        reason: One sentence with the numbers.
-        shifts: Every watched column, strongest first.
-        faults: Every fault found.
-        views: Views concerned.
-        since: Start of the first window concerned.
-        harm: None where labels do not allow to say.
-        alpha: Level at which the look was taken.
-        missing_rows: Rows still needed for a verdict.
-    """
-
-    outcome: str
-    kind: str
-    action: str
-    reason: str
-    shifts: tuple[Shift, ...] = ()
-    faults: tuple[Fault, ...] = ()
-    views: tuple[str, ...] = ()
-    since: str | None = None
-    harm: Harm | None = None
-    alpha: float = 1.0
-    missing_rows: int = 0
-
-
-def look_alpha(policy: DriftPolicy) -> float:
-    """Chance of any false alarm that one look may take, in (0, 0.5]: the month's budget over its looks."""
-    return min(0.5, policy.false_alarms_per_month / max(1.0, policy.looks_per_month))
+    @property
+    def loosened(self) -> tuple[Signal, ...]:
+        """Joint tests that are both large and sure."""
+        return tuple(s for s in self.signals if s.p_value <= self.alpha and s.effect >= s.bound)
 
 
 def decide(inputs: DriftInputs, policy: DriftPolicy) -> Verdict:
     """Judge the last window; pure, and replayable from the inputs' JSON."""
     found = diagnose(inputs, policy)
-    checks = [
-        Check(f"diagnosis.{found.kind}", None, found.reason),
-        *_fault_checks(found),
-        *_shift_checks(found, policy),
-    ]
-    if found.harm is not None:
-        checks.append(_harm_check(found.harm, inputs, policy))
-    checks.append(Check(f"action.{found.action.replace(' ', '_')}", None, _action_text(found)))
     needs = {"rows": float(found.missing_rows)} if found.missing_rows else {}
-    return Verdict(found.outcome, found.reason, tuple(checks), needs)
+    return Verdict(found.outcome, found.reason, checks_of(found, inputs, policy), needs)
 
 
 def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
     """Do the arithmetic of ``decide`` and return it structured."""
-    alpha = look_alpha(policy)
+    alpha = look_alpha(policy, inputs.looks)
     if not inputs.windows or inputs.windows[-1].rows < policy.min_rows:
         rows = inputs.windows[-1].rows if inputs.windows else 0
         text = f"The window holds {rows} rows; a verdict needs {policy.min_rows}."
         return Diagnosis("INSUFFICIENT", "none", _WAIT, text, alpha=alpha, missing_rows=policy.min_rows - rows)
-    harm = _harm(inputs)
-    shifts = compare(inputs.reference, inputs.windows[-1], inputs.views)
-    adjusted = holm([s.p_value for s in shifts] + ([harm.p_value] if harm else []))
-    if harm is not None:
-        real = adjusted[-1] <= alpha and harm.increase >= policy.max_loss_increase
-        harm = Harm(harm.window, harm.labels, harm.increase, harm.low, adjusted[-1], real)
-    judged = tuple(
-        sorted(
-            (s.judged(p, alpha, policy.psi_warn, policy.psi_alarm) for s, p in zip(shifts, adjusted, strict=False)),
-            key=lambda s: (-s.level, -s.psi, s.name),
-        )
+    evidence = _weigh(inputs, policy, alpha)
+    faults, sudden = find_faults(
+        inputs.reference, inputs.windows, inputs.views, inputs.units, inputs.sla_hours, evidence.moved
     )
-    moved = tuple(s for s in judged if s.level)
-    faults, sudden = find_faults(inputs.reference, inputs.windows, inputs.views, inputs.units, inputs.sla_hours, moved)
+    found = Diagnosis("STABLE", "none", _NONE, "", evidence.shifts, harm=evidence.harm, alpha=alpha)
+    found = replace(found, links=evidence.links, signals=evidence.signals)
+    if faults and _borne_out(inputs, faults, evidence):
+        sudden = sudden | {f.column: f.since for f in faults}
+        faults = ()
     if faults:
-        return _fault_diagnosis(judged, moved, faults, harm, alpha)
-    return _shift_diagnosis(inputs, judged, moved, sudden, harm, alpha, policy)
+        found = _fault_diagnosis(replace(found, faults=faults), evidence)
+    elif evidence.moved:
+        found = _shift_diagnosis(inputs, found, evidence, sudden, policy)
+    else:
+        found = _quiet_diagnosis(inputs, found, evidence, policy)
+    harm = evidence.harm
+    known = None if harm is None else HarmEstimate(harm.increase, harm.low, harm.high or harm.increase)
+    severity = severity_of(found.cause, inputs.estimate or known, policy)
+    segments = driving_segments(inputs.segments, policy) if found.cause != NONE else ()
+    confirmed = tuple(name for name, at in inputs.streams.items() if found.since and any(t >= found.since for t in at))
+    return replace(found, severity=severity, segments=segments, confirmed=confirmed)
 
 
-def _fault_diagnosis(
-    judged: tuple[Shift, ...], moved: tuple[Shift, ...], faults: tuple[Fault, ...], harm: Harm | None, alpha: float
-) -> Diagnosis:
+def _weigh(inputs: DriftInputs, policy: DriftPolicy, alpha: float) -> _Evidence:
+    """Ask every question of the look, and adjust all answers together."""
+    harm, shifts = _harm(inputs), compare(inputs.reference, inputs.windows[-1], inputs.views)
+    scores, links = _outcomes(inputs)
+    families = ["prediction" if s.view == PREDICTION else "features" for s in shifts]
+    p_values = [s.p_value for s in shifts]
+    for family, asked in (
+        ("harm", [] if harm is None else [harm.p_value]),
+        ("prediction", [] if scores is None else [scores.prediction[1]]),
+        ("outcome", [] if links is None else [links.label[1], links.score_given_label[1], links.label_given_score[1]]),
+        ("joint", [s.p_value for s in inputs.signals]),
+    ):
+        families += [family] * len(asked)
+        p_values += asked
+    answers = iter(weighted_holm(p_values, spread_weights(families)))
+    judged = [s.judged(next(answers), alpha, policy.psi_warn, policy.psi_alarm) for s in shifts]
+    if harm is not None:
+        adjusted = next(answers)
+        harm = replace(harm, p_value=adjusted, real=adjusted <= alpha and harm.increase >= policy.max_loss_increase)
+    scores_moved = scores is not None and next(answers) <= alpha and scores.prediction[0] >= LEAST_EFFECT
+    cause = NONE if links is None else cause_of_links(links, [next(answers) for _ in range(3)], alpha)
+    signals = tuple(replace(s, p_value=next(answers)) for s in inputs.signals)
+    ordered = tuple(sorted(judged, key=lambda s: (-s.level, -s.psi, s.name)))
+    return _Evidence(ordered, harm, scores, scores_moved, links, cause, signals, alpha)
+
+
+def _borne_out(inputs: DriftInputs, faults: Sequence[Fault], evidence: _Evidence) -> bool:
+    """Whether labels bear out what jumped: the scores moved and still mean what they meant, so the world did move."""
+    links = evidence.links
+    if links is None or any(f.kind != "jump" for f in faults):
+        return False
+    seen = min(f.since for f in faults) <= _labelled_since(inputs, evidence)
+    return seen and links.score_given_label[0] >= LEAST_EFFECT > links.label_given_score[0]
+
+
+def _outcomes(inputs: DriftInputs, *, least: int = 200) -> tuple[OutcomeShift | None, OutcomeShift | None]:
+    """Compare the last window's scores, and the newest labelled window's scores with labels."""
+    known = inputs.reference.outcomes
+    if known is None or len(inputs.outcomes) != len(inputs.windows):
+        return None, None
+    scores = compare_outcomes(known, inputs.outcomes[-1])
+    for now in reversed(inputs.outcomes):
+        if now.table.sum() >= least:
+            return scores, compare_outcomes(known, now)
+    return scores, None
+
+
+def _fault_diagnosis(found: Diagnosis, evidence: _Evidence) -> Diagnosis:
+    faults = found.faults
     since = min(f.since for f in faults)
     views = tuple(sorted({f.view for f in faults}))
     broken = {f.column for f in faults}
-    rest = [s.name for s in moved if s.name not in broken and s.view != PREDICTION]
+    rest = [s.name for s in evidence.moved if s.name not in broken and s.view != PREDICTION]
     text = f"Upstream fault in {' and '.join(views)} since {since}: {'; '.join(f.text for f in faults[:3])}"
     text += f"; and {len(faults) - 3} more." if len(faults) > 3 else "."
     if rest:
-        text += f" Besides, {_names(rest)} moved without a fault."
+        text += f" Besides, {names(rest)} moved without a fault."
     kinds = [f.kind for f in faults]
-    return Diagnosis(
-        "UPSTREAM_FAULT",
-        max(set(kinds), key=lambda k: (kinds.count(k), k)),
-        _FIX,
-        text,
-        judged,
-        faults,
-        views,
-        since,
-        harm,
-        alpha,
+    return replace(
+        found,
+        outcome="UPSTREAM_FAULT",
+        kind=max(set(kinds), key=lambda k: (kinds.count(k), k)),
+        action=_FIX,
+        reason=text,
+        views=views,
+        since=since,
+        cause=UPSTREAM,
+        drivers=tuple(dict.fromkeys(f.column for f in faults)),
     )
 
 
+def _quiet_diagnosis(inputs: DriftInputs, found: Diagnosis, evidence: _Evidence, policy: DriftPolicy) -> Diagnosis:
+    """No column moved: what else may have."""
+    if evidence.harmed or evidence.links_cause in (CONCEPT, LABEL):
+        start = _labelled_since(inputs, evidence)
+        label = evidence.links_cause == LABEL
+        if label:
+            text = f"No column shifted, yet the mix of labels has changed since {start}."
+        elif evidence.harmed:
+            text = f"No column shifted, yet the model has become worse since {start}."
+        else:
+            text = f"No column shifted, yet what scores mean for labels has changed since {start}."
+        kind, cause = ("label", LABEL) if label else ("concept", CONCEPT)
+        text += _cost(evidence, policy)
+        return replace(found, outcome="DRIFT", kind=kind, action=_RETRAIN, reason=text, since=start, cause=cause)
+    end = inputs.windows[-1]
+    if evidence.loosened:
+        text = f"No column shifted alone, but {'; '.join(s.text for s in evidence.loosened)}."
+        return replace(found, outcome="DRIFT", kind="joint", action=_WATCH, reason=text, since=end.start, cause=DATA)
+    if evidence.scores_moved and evidence.scores is not None:
+        text = f"No column shifted, but the mix of predictions did (Cohen's w {evidence.scores.prediction[0]:.2f})."
+        return replace(found, outcome="DRIFT", kind="scores", action=_WATCH, reason=text, since=end.start, cause=DATA)
+    worst = found.shifts[0] if found.shifts else None
+    text = f"None of {len(found.shifts)} columns shifted" + (
+        f" (largest PSI {worst.psi:.3f} in {worst.name} against {policy.psi_warn:g}, adjusted p "
+        f"{worst.adjusted:.2g} against {evidence.alpha:.2g})."
+        if worst
+        else "."
+    )
+    return replace(found, reason=text)
+
+
+def _cost(evidence: _Evidence, policy: DriftPolicy) -> str:
+    harm = evidence.harm
+    if harm is None:
+        return ""
+    return f" The loss changed by {harm.increase:+.4f} on {harm.labels} labels (bound {policy.max_loss_increase:+g})."
+
+
+def _labelled_since(inputs: DriftInputs, evidence: _Evidence) -> str:
+    """Start of the window whose labels told: the newest one with enough of them."""
+    if evidence.harm is not None and evidence.harmed:
+        return inputs.windows[evidence.harm.window].start
+    for window, now in zip(reversed(inputs.windows), reversed(inputs.outcomes), strict=False):
+        if evidence.links is not None and int(now.table.sum()) == evidence.links.labels:
+            return window.start
+    return inputs.windows[-1].start
+
+
 def _shift_diagnosis(
-    inputs: DriftInputs,
-    judged: tuple[Shift, ...],
-    moved: tuple[Shift, ...],
-    sudden: Mapping[str, str],
-    harm: Harm | None,
-    alpha: float,
-    policy: DriftPolicy,
+    inputs: DriftInputs, found: Diagnosis, evidence: _Evidence, sudden: Mapping[str, str], policy: DriftPolicy
 ) -> Diagnosis:
-    harmed = harm is not None and harm.real
-    if not moved and not harmed:
-        worst = judged[0] if judged else None
-        text = f"None of {len(judged)} columns shifted" + (
-            f" (largest PSI {worst.psi:.3f} in {worst.name} against {policy.psi_warn:g}, adjusted p "
-            f"{worst.adjusted:.2g} against {alpha:.2g})."
-            if worst
-            else "."
-        )
-        return Diagnosis("STABLE", "none", _NONE, text, judged, harm=harm, alpha=alpha)
-    cost = ""
-    if harm is not None:
-        cost = (
-            f" The loss changed by {harm.increase:+.4f} on {harm.labels} labels (bound {policy.max_loss_increase:+g})."
-        )
-    if not moved:
-        start = inputs.windows[harm.window].start if harm else None
-        text = f"No column shifted, yet the model has become worse since {start}.{cost}"
-        return Diagnosis("DRIFT", "concept", _RETRAIN, text, judged, since=start, harm=harm, alpha=alpha)
+    moved, judged = evidence.moved, evidence.shifts
     views = tuple(sorted({s.view for s in moved}))
     strong = [s for s in moved if s.level == 2 and s.view != PREDICTION]
-    action = _RETRAIN if strong or harmed else _WATCH
+    cause = evidence.links_cause if evidence.links_cause in (CONCEPT, LABEL) else DATA
+    action = _RETRAIN if strong or evidence.harmed or cause != DATA else _WATCH
     shown = ", ".join(f"{s.name} (PSI {s.psi:.2f})" for s in moved[:4])
     since = _since(inputs, {s.name for s in moved}, policy)
     jumped = [s.name for s in moved if s.name in sudden]
     if jumped and all(s.name in sudden or s.view == PREDICTION for s in moved):
         kind = "sudden"
-        start = min(sudden[n] for n in jumped)
-        since = start
-        story = f"Sudden population change since {start}, with no sign of a data fault"
+        since = min(sudden[n] for n in jumped)
+        story = f"Sudden population change since {since}, with no sign of a data fault"
     else:
         kind = "gradual"
         turns = [trend(inputs.reference, inputs.windows, s.name) for s in moved]
@@ -223,8 +248,22 @@ def _shift_diagnosis(
         story = f"Gradual population change since {since}: no step between windows exceeds those within training data"
         if steady:
             story += f", {steady} of {len(moved)} columns move steadily one way over {len(inputs.windows)} windows"
-    text = f"{story}; {len(moved)} of {len(judged)} columns shifted (views: {', '.join(views)}), most {shown}.{cost}"
-    return Diagnosis("DRIFT", kind, action, text, judged, (), views, since, harm, alpha)
+    text = f"{story}; {len(moved)} of {len(judged)} columns shifted (views: {', '.join(views)}), most {shown}."
+    if cause == CONCEPT:
+        kind, text = "concept", f"{text} What scores mean for labels has changed too, beyond what the shift explains."
+    elif cause == LABEL:
+        kind, text = "label", f"{text} The mix of labels explains it: given the label, scores are as they were."
+    return replace(
+        found,
+        outcome="DRIFT",
+        kind=kind,
+        action=action,
+        reason=text + _cost(evidence, policy),
+        views=views,
+        since=since,
+        cause=cause,
+        drivers=tuple(s.name for s in moved if s.view != PREDICTION)[:5],
+    )
 
 
 def _since(inputs: DriftInputs, names: set[str], policy: DriftPolicy) -> str:
@@ -250,50 +289,5 @@ def _harm(inputs: DriftInputs, *, least: int = 200) -> Harm | None:
         if seen.rows >= least and not math.isnan(error):
             increase = seen.mean - expected.mean
             p_value = normal_sf(increase / error) if error > 0 else float(increase <= 0)
-            return Harm(index, seen.rows, increase, increase - 1.96 * error, p_value)
+            return Harm(index, seen.rows, increase, increase - 1.96 * error, p_value, high=increase + 1.96 * error)
     return None
-
-
-def _fault_checks(found: Diagnosis) -> list[Check]:
-    return [Check(f"fault.{f.kind}.{f.column}", False, f.text, f.value, f.bound) for f in found.faults]
-
-
-def _shift_checks(found: Diagnosis, policy: DriftPolicy) -> list[Check]:
-    return [
-        Check(
-            f"shift.{s.name}",
-            s.level == 0,
-            f"{s.name} ({s.view}): PSI {s.psi:.3f} against {policy.psi_warn:g}, adjusted p {s.adjusted:.2g} against "
-            f"{found.alpha:.2g}, Jensen-Shannon {s.jensen_shannon:.3f}, moved {s.moved:.2f} spreads, "
-            f"nulls {s.null_rate:.1%} (training {s.reference_null_rate:.1%}), unseen {s.unseen:.1%}",
-            s.psi,
-            policy.psi_warn,
-        )
-        for s in found.shifts
-    ]
-
-
-def _harm_check(harm: Harm, inputs: DriftInputs, policy: DriftPolicy) -> Check:
-    window = inputs.windows[harm.window]
-    text = (
-        f"loss increase {harm.increase:+.4f} (95 % interval from {harm.low:+.4f}) on {harm.labels} labels of "
-        f"{window.start}, adjusted p {harm.p_value:.2g}, bound {policy.max_loss_increase:+g}"
-    )
-    return Check("harm", not harm.real, text, harm.increase, policy.max_loss_increase)
-
-
-def _action_text(found: Diagnosis) -> str:
-    if found.action == _FIX:
-        columns = _names(sorted({f.column for f in found.faults}))
-        feeds = " and ".join(found.views)
-        return f"Fix the feed of {feeds}; until then quarantine {columns}. Do not retrain on these rows."
-    return {
-        _RETRAIN: "Retrain on newer rows: the shift is strong or costs accuracy.",
-        _WATCH: "Keep watching: the shift is moderate and costs nothing that labels show.",
-        _WAIT: "Wait for more rows.",
-        _NONE: "Nothing to do.",
-    }[found.action]
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -90,7 +90,7 @@ def test_one_shift_has_one_answer_at_a_thousand_and_a_million_rows(shift: float,
 
 
 def test_budget_is_split_over_looks() -> None:
-    assert look_alpha(DriftPolicy(false_alarms_per_month=1.0, looks_per_month=20.0)) == pytest.approx(0.05)
+    assert look_alpha(DriftPolicy(false_alarms_per_month=1.0, looks_per_month=20.0)) == pytest.approx(0.045)
     assert look_alpha(DriftPolicy(false_alarms_per_month=9.0, looks_per_month=2.0)) == 0.5
 
 
