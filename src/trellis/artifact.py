@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import trellis
 from trellis.decision import dumps
@@ -35,6 +37,10 @@ SAFE_FORMATS: Mapping[str, str] = {
     ".txt": "text",
     ".md": "text",
 }
+
+# Zip, gzip, bzip2, xz, zlib: what pickles are packed in.
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x78\x01", b"\x78\x9c", b"\x78\xda")
+_IMPORTS = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 
 # Types a skops archive may name, beside numpy's and scipy's arrays and plain Python values.
 TRUSTED_SKOPS_MODULES = ("numpy", "scipy.sparse", "sklearn", "builtins", "collections")
@@ -181,13 +187,49 @@ def _require_safe(path: Path, name: str) -> None:
             remedy=f"Write one of {', '.join(SAFE_FORMATS)}; pickles and archives of code are never loaded.",
         )
     with path.open("rb") as file:
-        head = file.read(8)
-    if head[:1] == b"\x80" and head[1:2] <= b"\x05" and path.suffix != ".safetensors":
-        raise UnsafeFormatError(f"{name} is a pickle under another name.", where=path, remedy="Write a safe format.")
-    if head[:4] == b"PK\x03\x04" and path.suffix != ".skops":
-        raise UnsafeFormatError(f"{name} is an archive under another name.", where=path, remedy="Write a safe format.")
+        head = file.read(16)
+        file.seek(0)
+        binary = head[:1] == b"\x80" and head[1:2] <= b"\x05" and path.suffix != ".safetensors"
+        what = "a pickle" if binary or _is_pickle(file) else None
+    if head.startswith(_ARCHIVES) and path.suffix not in (".skops", ".safetensors"):
+        what = "an archive"
+    if what is not None:
+        raise UnsafeFormatError(f"{name} is {what} under another name.", where=path, remedy="Write a safe format.")
+    if not _begins_as(path.suffix, head, path.stat().st_size):
+        raise UnsafeFormatError(
+            f"{name} is no {SAFE_FORMATS[path.suffix]}.", where=path, remedy="Save it again, or name it what it is."
+        )
     if path.suffix == ".skops":
         _require_trusted_skops(path, name)
+
+
+def _is_pickle(file: IO[bytes]) -> bool:
+    """Tell whether bytes are a pickle, of any protocol, that names something to import; nothing of it is run."""
+    imports = False
+    try:
+        for opcode, _, _ in pickletools.genops(file):
+            imports = imports or opcode.name in _IMPORTS
+    except Exception:  # the first thing that is no pickle's ends it, in whatever way the disassembler stumbles
+        return False
+    return imports
+
+
+def _begins_as(suffix: str, head: bytes, size: int) -> bool:
+    """Tell whether a file begins as its suffix says; what is behind is its reader's to check."""
+    match suffix:
+        case ".onnx":
+            return head.startswith(b"\x08")  # the first field of a ModelProto, its version
+        case ".safetensors":
+            return int.from_bytes(head[:8], "little") <= size - 8 and head[8:9] == b"{"
+        case ".ubj":
+            return head.startswith(b"{")
+        case ".parquet":
+            return head.startswith(b"PAR1")
+        case ".skops":
+            return head.startswith(b"PK\x03\x04")
+        case ".json":
+            return head.lstrip()[:1] in (b"{", b"[", b'"', b"-", b"t", b"f", b"n", *(b"%d" % n for n in range(10)))
+    return b"\0" not in head
 
 
 def _require_trusted_skops(path: Path, name: str) -> None:

@@ -1,13 +1,17 @@
 """An artifact is sealed once, and nothing that was changed, added or smuggled in is ever loaded."""
 
+import bz2
+import gzip
 import json
+import lzma
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from trellis.artifact import MANIFEST, seal, verify
+from trellis.artifact import MANIFEST, SAFE_FORMATS, seal, verify
 from trellis.errors import ArtifactError, DigestMismatchError, UnsafeFormatError
 
 HOW = {"model": "toy", "plugin_version": "1", "recipe": "default", "seed": 7, "inputs": ("x",), "outputs": ("y",)}
@@ -62,6 +66,39 @@ def test_formats_that_could_run_code_are_refused_by_suffix_and_by_content(direct
         archive.writestr("data.pkl", "x")
     with pytest.raises(UnsafeFormatError, match="archive under another name"):
         seal(directory, **HOW)
+
+
+class _Runs:
+    def __reduce__(self):
+        return print, ("it ran",)
+
+
+@pytest.mark.parametrize("suffix", sorted(SAFE_FORMATS))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_by_any_name_in_any_protocol(directory: Path, suffix: str, protocol: int, capsys):
+    bomb = pickle.dumps(_Runs(), protocol)
+    packed = {"": bomb, "gzip": gzip.compress(bomb), "bz2": bz2.compress(bomb), "xz": lzma.compress(bomb)}
+    packed |= {f"zlib {level}": zlib.compress(bomb, level) for level in (1, 6, 9)}
+    for how, content in packed.items():
+        (directory / f"model{suffix}").write_bytes(content)
+        with pytest.raises(UnsafeFormatError):
+            seal(directory, **HOW)
+        assert not (directory / MANIFEST).exists(), how
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("suffix", sorted(set(SAFE_FORMATS) - {".txt", ".md", ".csv"}))
+@pytest.mark.parametrize("content", [b"", b"\x00" * 32, b"#!/bin/sh\n", b"\x7fELF", b"MZ", b"<html>"])
+def test_content_that_is_not_what_the_suffix_says_is_refused(directory: Path, suffix: str, content: bytes):
+    (directory / f"model{suffix}").write_bytes(content)
+    with pytest.raises(UnsafeFormatError):
+        seal(directory, **HOW)
+
+
+def test_harmless_text_is_no_pickle(directory: Path):
+    for i, text in enumerate(("carrier,origin\nUA,EWR\n", "cos\nsystem\nand then some words", "", "2.", "naïve\n")):
+        (directory / f"table{i}.csv").write_text(text)
+    assert len(seal(directory, **HOW).files) == 7
 
 
 def test_a_link_out_of_the_directory_is_refused(directory: Path):

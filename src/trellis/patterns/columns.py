@@ -139,7 +139,7 @@ def _moments(array: pa.Array, refused: dict[int, str]) -> tuple[NDArray[Any], ND
         array = array.cast(pa.timestamp("us"))
     values = np.array(array.cast(pa.timestamp(array.type.unit)).to_numpy(zero_copy_only=False))  # a copy of our own
     # Compared in the column's own unit, in which nothing can overflow.
-    out = (values <= _EARLIEST.astype(values.dtype)) | (values >= _LATEST.astype(values.dtype))
+    out = (values < _EARLIEST.astype(values.dtype)) | (values >= _LATEST.astype(values.dtype))
     _refuse(refused, out, "should lie between the years 1900 and 2200")
     missing = np.isnat(values)
     values[out] = np.datetime64("NaT")
