@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from trellis.cli import audit, backup, batch, decisions, keys, loop, models, rollout, rooms, setup
+from trellis.cli import audit, backup, batch, decisions, keys, labels, loop, models, rollout, rooms, setup
 from trellis.errors import TrellisError
 from trellis.settings import silence_telemetry
 
@@ -21,6 +21,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(loop.app, name="loop")
 app.add_typer(keys.app, name="keys")
+app.add_typer(labels.app, name="labels")
 app.command("setup")(setup.setup)
 decisions.add_to(app)
 audit.add_to(app)

@@ -32,7 +32,7 @@ from trellis.sums import loss_sums
 
 FEWEST_LABELS = 30
 _TUNED_FROM = 100
-_PER_STRATUM = 20
+_STRATA, _PER_STRATUM = 5, 20
 _TRUSTED_DAYS = 10
 
 Mask = NDArray[np.bool_]
@@ -112,7 +112,9 @@ def corrected(
     residual = residual - shift
     value = float(loss[lab].sum() + slope * helper[rest].sum() + shift * rest.sum()) / total
     spread = expected.spread if expected is not None else np.ones(len(loss))
-    seen = float((weight[lab] * residual**2).sum() / (count - 1)) / float((weight[lab] * spread[lab] ** 2).mean())
+    worth = float(weight[lab].sum() ** 2 / (weight[lab] ** 2).sum())  # labels of equal weight that say as much
+    freedom = max(1.0, worth - len(np.unique(weight[lab])))
+    seen = float((weight[lab] * residual**2).mean() / (weight[lab] * spread[lab] ** 2).mean()) * worth / freedom
     spread = spread * math.sqrt(max(seen, 1e-12))
     if model is not None and model.days >= _TRUSTED_DAYS:
         rho = model.correlation
@@ -129,9 +131,9 @@ def corrected(
     alone = (1 - rho) * (float(spread[rest] @ spread[rest]) / total**2 + share**2 * lab_own)
     # What a day shares moves its labelled and its other rows alike, so it largely cancels where both are of one day.
     shared = rho * float(((rest_sum / total - share * lab_sum / count) ** 2).sum())
-    freedom = max(1, len(np.unique(days[lab])) - 1)
-    trusted = model.days - 1 if model is not None and model.days >= _TRUSTED_DAYS else freedom
-    half = _half([(alone, count - 1), (shared, trusted)], level)
+    known_days = model.days if model is not None and model.days >= _TRUSTED_DAYS else len(np.unique(days[lab]))
+    trusted = max(1, known_days - 1)
+    half = _half([(alone, freedom), (shared, trusted)], level)
     own = (1 - rho) * lab_own + rho * float((lab_sum**2).sum()) / count**2
     return Estimate(value, max(0.0, value - half), value + half, total, math.sqrt(own))
 
@@ -139,7 +141,7 @@ def corrected(
 def _balance(by: Floats, lab: Mask, rest: Mask) -> Floats:
     """Return weights of mean 1 that give labelled rows the other rows' distribution over up to five strata."""
     count = int(lab.sum())
-    parts = min(5, count // _PER_STRATUM)
+    parts = min(_STRATA, count // _PER_STRATUM)
     if parts < 2 or not rest.any():
         return np.ones(count)
     edges = np.unique(np.quantile(by[lab], np.linspace(0, 1, parts + 1)[1:-1]))
@@ -244,7 +246,7 @@ def _mean_variance(spread: Floats, days: Ints, rho: float) -> tuple[float, float
     return (1 - rho) * float((spread**2).sum()) / n**2, rho * shared / n**2
 
 
-def _half(parts: list[tuple[float, int]], level: float) -> float:
+def _half(parts: list[tuple[float, float]], level: float) -> float:
     """Return half an interval's width; parts come with their degrees of freedom (Satterthwaite 1946)."""
     total = sum(v for v, _ in parts)
     if total <= 0:
