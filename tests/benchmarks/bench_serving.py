@@ -93,7 +93,7 @@ def main() -> None:
         body = to_json({"rows": [sent]})
         rows = parse(schema.request, body).rows
         plan = first_plan(spec.name, Variant("1", "champion", 1.0, name, ""), salt="s")
-        answerer = Answerer(None, lambda _model: log, Metrics(CollectorRegistry()))
+        answerer = Answerer(None, lambda _model: log, lambda _model: log, Metrics(CollectorRegistry()))
 
         def whole() -> bytes:
             return to_json(answerer.answer(model, parse(schema.request, body).rows, "bench"))

@@ -113,16 +113,9 @@ def deploy(home: Path, files: Path, store: str, shadow: str | None) -> str:
     plans = PlanStore(f"sqlite:///{home}/trellis.db")
     plans.save(plan, expected_revision=0, who="bench", why="bench")
     plans.close()
-    before = os.environ.get("TRELLIS_ONLINE_STORE")
-    os.environ["TRELLIS_ONLINE_STORE"] = store
-    try:
-        online = FeatureStore(ROOT / "feature_repo", home)
-        online.apply()
-        online.materialize(NOW)
-    finally:
-        os.environ.pop("TRELLIS_ONLINE_STORE")
-        if before is not None:
-            os.environ["TRELLIS_ONLINE_STORE"] = before
+    online = FeatureStore(ROOT / "feature_repo", home, store)
+    online.apply()
+    online.materialize(NOW)
     return bench_http.key(home)
 
 
