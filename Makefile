@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ui serve backup restore check fmt test bench clean
+.PHONY: help install lock demo ui serve backup restore check fmt test test-k8s k8s-secrets push-images pin-images scan sbom model-data model-train model-evidence model-rollout bench clean
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(READY) ## Make .venv and install the pinned dependencies
 
@@ -36,7 +36,7 @@ lock: ## Bring requirements.lock, and the images' parts of it, in step with pypr
 	@cut_out() { out=$$1; shift; $(COMPILE) $${@/#/--extra=} -c requirements.lock --upgrade -o infra/docker/$$out.lock >/dev/null; }; \
 	cut_out serving serving features postgres signing && \
 	cut_out tools tracking pipelines monitoring postgres s3 && \
-	cut_out worker features tracking pipelines monitoring models postgres s3 signing
+	cut_out worker features tracking pipelines monitoring models postgres s3 kubernetes signing
 	@sed -i.bak 's/+cpu$$//' requirements.lock infra/docker/*.lock && rm requirements.lock.bak infra/docker/*.bak
 
 demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain
@@ -67,6 +67,48 @@ fmt: install ## Format and mend what the linter can
 # On two cores the threads of BLAS and OpenMP fight each other: one each is several times faster.
 test: install ## Run every test
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-k8s: install ## Render every overlay, hold it to the API's schemas and the house's policy; CONTEXT=name applies it there
+	KUBE_TEST_CONTEXT="$(CONTEXT)" $(BIN)/python -m pytest tests/k8s -ra
+
+k8s-secrets: ## Hand the secrets that `make secrets` has made to a cluster: make k8s-secrets CONTEXT=name
+	kubectl --context "$(CONTEXT)" create namespace trellis --dry-run=client -o yaml | kubectl --context "$(CONTEXT)" apply -f -
+	kubectl --context "$(CONTEXT)" -n trellis create secret generic trellis --from-file=infra/compose/secrets \
+	  --dry-run=client -o yaml | kubectl --context "$(CONTEXT)" apply -f -
+
+push-images: ## Push the images of STACK_IMAGES and STACK_TAG; prints them by digest, as pin-images takes them
+	@for image in serving worker tools; do docker push --quiet "$(STACK_IMAGES)/$$image:$(STACK_TAG)" >&2 || exit 1; done
+	@printf 'pins='; for image in serving worker tools; do \
+	  printf '%s=%s ' $$image "$$(docker image inspect --format '{{index .RepoDigests 0}}' "$(STACK_IMAGES)/$$image:$(STACK_TAG)")"; done; echo
+
+pin-images: ## Name images by digest in the cluster overlay: make pin-images COMMIT=… IMAGES="serving=registry/x@sha256:… …"
+	$(PYTHON) infra/k8s/pin_images.py --commit "$(COMMIT)" $(IMAGES)
+
+scan: install ## Look for secrets in what is tracked; a find that is none goes into .secrets.baseline
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
+sbom: install ## List what is installed and what each image holds, as CycloneDX, in dist/
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --mc-type application --of JSON -o dist/sbom.cdx.json
+	@for image in serving worker tools; do \
+	  $(BIN)/cyclonedx-py requirements infra/docker/$$image.lock --pyproject pyproject.toml --mc-type application --of JSON \
+	    -o dist/sbom-$$image.cdx.json || exit 1; done
+
+model-data: install ## Ingest, snapshot and validate a model's data: make model-data MODEL=name
+	$(BIN)/trellis flow prepare "$(MODEL)"
+
+model-train: install ## Train, check, gate and register a version; fails unless the gate promotes
+	$(BIN)/trellis flow train "$(MODEL)"
+
+model-evidence: install ## Take the latest gate decision again from its evidence and keep both in dist/evidence
+	@mkdir -p dist/evidence
+	$(BIN)/trellis decisions --model "$(MODEL)" --kind gate --json > dist/evidence/decisions.json
+	$(BIN)/trellis explain gate --json > dist/evidence/gate.json
+	$(BIN)/trellis rollout show "$(MODEL)" --json > dist/evidence/rollout.json
+
+model-rollout: install ## Look at a model's rollout once and take the step that the evidence allows
+	$(BIN)/trellis flow advance "$(MODEL)"
 
 bench: install ## Run the benchmarks; they print ratios against the stock way
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

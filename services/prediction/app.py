@@ -354,6 +354,7 @@ class PredictionService:
     def _observe(self) -> None:
         self.metrics.flush()
         self.metrics.log_pending.set(self._logs.pending)
+        self.metrics.in_flight.set(self._workers.waiting)
 
 
 def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:

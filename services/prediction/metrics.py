@@ -128,6 +128,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="min",
         )
+        self.in_flight = Gauge(
+            "trellis_requests_in_flight",
+            "Requests that wait for a thread or are worked on by one.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.log_pending = Gauge(
             "trellis_log_pending",
             "Answered predictions not yet on the disk.",
