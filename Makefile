@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ui serve backup restore check fmt test test-k8s k8s-secrets push-images pin-images scan sbom model-data model-train model-evidence model-rollout bench clean
+.PHONY: help install lock demo ui serve backup restore check fmt test test-k8s k8s-secrets push-images pin-images scan sbom model-data model-train model-evidence model-rollout bench audit clean
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ model-rollout: install ## Look at a model's rollout once and take the step that 
 
 bench: install ## Run the benchmarks; they print ratios against the stock way
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+audit: install ## Known vulnerabilities and licences of the pinned dependencies
+	$(BIN)/python infra/audit.py
 
 clean: ## Remove what runs have written; .venv stays
 	rm -rf var .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -18,6 +18,7 @@ from services.prediction.columns import batch, column, rfc3339, to_json
 from services.prediction.errors import UnavailableError, VersionError
 from services.prediction.failures import Attempt, Log, failure_records, keep
 from services.prediction.features import Found, OnlineFeatures, find
+from services.prediction.identity import without_unit
 from services.prediction.metrics import Metrics
 from services.prediction.runtime import Active, LoadedVersion, ModelRuntime, score
 from trellis.contract import ModelSpec, row_count, take
@@ -50,6 +51,7 @@ class Answerer:
         metrics: The counters.
         shadows: Scores a sample again, apart from the answering; None leaves a plan's shadows out.
         cache: Answers given a short while ago; None keeps none.
+        hide: Turns a unit into what the logs call it.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Answerer:
         metrics: Metrics,
         shadows: ShadowQueue | None = None,
         cache: AnswerCache | None = None,
+        hide: Callable[[str], str] = lambda unit: unit,
     ) -> None:
         self._features = features
         self._log = log
@@ -67,6 +70,7 @@ class Answerer:
         self._metrics = metrics
         self._shadows = shadows
         self._cache = cache or AnswerCache(0)
+        self._hide = hide
         self._warned: set[tuple[str, str]] = set()
         self._warned_lock = threading.Lock()
 
@@ -107,7 +111,9 @@ class Answerer:
         # Without a unit each row is drawn by itself: rows of one request must not share their luck (see LossStream).
         units = ids if plan.unit is None else [str(to_json(row[plan.unit])) for row in values]
         attempt = Attempt() if attempt is None else attempt
-        attempt.common = common = partial(_common, model.spec, plan.revision, ids, units, values, rfc3339(received))
+        # In the logs a unit is a hash; a prediction's own id tells nothing of anybody.
+        hidden = ids if plan.unit is None else [self._hide(unit) for unit in units]
+        attempt.common = common = partial(_common, model.spec, plan.revision, ids, hidden, values, rfc3339(received))
         if version:
             variants = [_pinned(active, version)] * len(rows)
         else:
@@ -121,6 +127,10 @@ class Answerer:
         given = [{name: column[i] for name, column in cells.items()} for i in range(len(rows))]
         spent = (time.perf_counter() - started) * 1000
         records = _records(model.spec, common, values, found, variants, answered, given, spent)
+        if plan.unit is not None:
+            clean = without_unit(model.spec, plan.unit)
+            for record in records:
+                clean(record["request"], record["unit"])
         marks = {name: True for name, is_so in (("cached", "cache" in attempt.links), ("pinned", version)) if is_so}
         if marks:
             records = [record | marks for record in records]

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import SecretStr
 from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +29,7 @@ from services.prediction.columns import rfc3339
 from services.prediction.errors import DeadlineError
 from services.prediction.failures import Attempt, timed_out
 from services.prediction.features import OnlineFeatures, open_store
+from services.prediction.identity import UnitHash
 from services.prediction.logs import Logs
 from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
@@ -57,6 +59,7 @@ class Limits(Protocol):
     max_waiting: int
     cache_seconds: float
     verify_key: Path | None
+    unit_secret: SecretStr | None
 
 
 class PredictionService:
@@ -92,7 +95,10 @@ class PredictionService:
         self._shadows = shadows
         self._guard = Guard(keys, self.metrics)
         cache = AnswerCache(limits.cache_seconds)
-        self._answerer = Answerer(features, self._logs.predictions, self._logs.failures, self.metrics, shadows, cache)
+        secret = limits.unit_secret
+        hide = UnitHash(home, secret.get_secret_value() if secret else None)
+        logs = self._logs
+        self._answerer = Answerer(features, logs.predictions, logs.failures, self.metrics, shadows, cache, hide)
         self._repeats = Repeats()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     verify_key: Path | None = Field(
         None, description="PEM file of the public key that every artifact must be signed for; unset: not asked for."
     )
+    unit_secret: SecretStr | None = Field(
+        None, description="Secret with which units (caller ids) are hashed in logs; a file in the home if unset."
+    )
     plan_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often a serving process looks for a new plan.")
     flush_seconds: float = Field(
         0.05,

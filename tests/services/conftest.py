@@ -31,6 +31,7 @@ class Limits:
     max_waiting: int = 256
     cache_seconds: float = 0.0
     verify_key: Path | None = None
+    unit_secret: object = None
 
 
 @dataclass
