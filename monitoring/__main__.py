@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
     look.add_argument("--no-report", action="store_true", help="write no Evidently report")
+    look.add_argument(
+        "--skew", action="store_true", help="recompute the features and compare them with the served ones"
+    )
     look.add_argument("--json", action="store_true", help="print the whole result as JSON")
     stand = commands.add_parser("performance", help="show how a model stands: estimated, corrected, realised")
     stand.add_argument("model")
@@ -47,6 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stand.add_argument("--windows", type=int, default=6, help="most windows shown")
     stand.add_argument("--segment", help="show the windows by this segment column")
     stand.add_argument("--json", action="store_true", help="print everything as JSON")
+    skew = commands.add_parser(
+        "skew",
+        help="recompute served features point-in-time and compare them",
+        epilog="exit codes: 0 within the SLO, 1 error, 2 usage, 3 past the SLO",
+    )
+    skew.add_argument("model")
+    skew.add_argument("--since", type=_moment, help="earliest event time, RFC 3339; default a week before --until")
+    skew.add_argument("--until", type=_moment, help="latest event time, RFC 3339; default the newest prediction's")
+    skew.add_argument("--rows", type=int, default=2_000, help="most predictions replayed, evenly spaced in time")
+    skew.add_argument("--json", action="store_true", help="print the whole result as JSON")
     serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
@@ -62,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _serve(chosen)
         if chosen.command == "performance":
             return _stand(chosen)
+        if chosen.command == "skew":
+            return _replay(chosen)
         return _look(chosen)
     except TrellisError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -69,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _look(chosen: argparse.Namespace) -> int:
+    from monitoring.skew import offline_store, skew_text
     from monitoring.subject import subject_of
     from monitoring.watch import watch
     from trellis.decision import dumps
@@ -84,6 +100,7 @@ def _look(chosen: argparse.Namespace) -> int:
         window_days=chosen.window_days or subject.reference.period_days,
         windows=chosen.windows,
         report=not chosen.no_report,
+        store=offline_store(subject.spec) if chosen.skew else None,
     )
     verdict = result.decision.verdict
     if chosen.json:
@@ -101,6 +118,10 @@ def _look(chosen: argparse.Namespace) -> int:
             loss = f"loss {best.value:.4f} ({best.low:.4f}-{best.high:.4f}) {point.stage}, " if best else ""
             told = f"{loss}{point.labels}/{point.predictions} labels {numbers}{' '.join(('', *point.flags))}"
             sys.stdout.write(f"  {point.end} v{point.version}: {told}\n")
+        for item in result.quality:
+            sys.stdout.write(f"  {item.kind}: {item.text}\n")
+        if result.skew is not None and result.skew.mismatched:
+            sys.stdout.write(f"  skew: {skew_text(result.skew)}\n")
         sys.stdout.write(f"  evidence {result.evidence}\n")
     return EXIT_CODES[verdict.outcome]
 
@@ -129,6 +150,29 @@ def _stand(chosen: argparse.Namespace) -> int:
     else:
         Console().print(table_of(standing, subject, chosen.segment))
     return 0
+
+
+def _replay(chosen: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from monitoring.skew import offline_store, replay, skew_table
+    from monitoring.subject import subject_of
+    from trellis.adapters.prediction_log import read_predictions
+    from trellis.decision import dumps
+
+    subject = subject_of(chosen.model, settings())
+    until = chosen.until if chosen.until not in (None, LATEST) else _after_the_last(chosen.model)
+    since = chosen.since or until - timedelta(days=7)
+    frame = read_predictions(settings().home.resolve(), chosen.model, since=since, until=until)
+    store = offline_store(subject.spec)
+    report = None if store is None else replay(frame, subject.spec, dict(subject.views), store, most=chosen.rows)
+    if report is None:
+        raise ConfigError(f"{chosen.model!r} joins no features.", remedy="There is nothing to recompute.")
+    if chosen.json:
+        sys.stdout.write(dumps(report) + "\n")
+    else:
+        Console().print(skew_table(report, chosen.model))
+    return 0 if report.passed else 3
 
 
 def _after_the_last(model: str) -> datetime:

@@ -45,7 +45,7 @@ def follow(
 
 
 def _look(model: str, report: bool) -> bool:
-    command = [sys.executable, "-m", "monitoring", "watch", model, "--until", "latest"]
+    command = [sys.executable, "-m", "monitoring", "watch", model, "--until", "latest", "--skew"]
     done = subprocess.run(command + ([] if report else ["--no-report"]), capture_output=True, text=True)
     if done.returncode in (_FAILED, 2) or done.returncode < 0:
         logger.error("The look at %s failed: %s", model, (done.stderr.strip().splitlines() or ["no message"])[-1])

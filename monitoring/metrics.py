@@ -15,6 +15,7 @@ from monitoring.files import write_atomically
 from monitoring.performance import Standing
 from trellis.drift import Diagnosis, Window
 from trellis.ledger import Point
+from trellis.quality import QualityFinding, SkewReport
 
 # More would make a metric of every customer.
 _MOST_SEGMENTS = 40
@@ -28,6 +29,8 @@ def publish(
     window: Window,
     found: Diagnosis,
     standing: Standing,
+    quality: Sequence[QualityFinding] = (),
+    skew: SkewReport | None = None,
 ) -> None:
     """Write a model's metrics into the text file; other models' stay.
 
@@ -38,6 +41,8 @@ def publish(
         window: The window judged.
         found: Its diagnosis.
         standing: What is known of performance; the newest window of every version and stage is published.
+        quality: What was wrong with the window's rows.
+        skew: Its features beside their recomputation.
     """
     registry = CollectorRegistry()
     for family in _kept(path, model):
@@ -72,6 +77,7 @@ def publish(
         harm.labels(model, version).set(found.harm.increase)
     _performance(own, model, standing.series.points)
     _stages(own, model, version, standing)
+    _rows(own, model, quality, skew)
     wrong = gauge("trellis_label_findings", "Labels left out of the ledger, by reason.", "kind")
     for finding in standing.findings:
         wrong.labels(model, finding.kind).set(finding.count)
@@ -137,6 +143,23 @@ def _stages(registry: CollectorRegistry, model: str, version: str, standing: Sta
         low = gauge("trellis_performance_harm_low", "Lower end of its 95 % interval.", "version", "stage")
         harm.labels(model, version, standing.harm.stage).set(standing.harm.change)
         low.labels(model, version, standing.harm.stage).set(standing.harm.low)
+
+
+def _rows(registry: CollectorRegistry, model: str, quality: Sequence[QualityFinding], skew: SkewReport | None) -> None:
+    wrong = Gauge("trellis_data_quality", "Share of rows with a fault.", ["model", "kind", "column"], registry=registry)
+    for item in quality:
+        wrong.labels(model, item.kind, item.column).set(item.share)
+    if skew is None or not skew.rows:
+        return
+    for name, text, value in (
+        ("trellis_skew_rate", "Share of rows with a feature other than its recomputation.", skew.rate),
+        ("trellis_skew_slo", "Largest acceptable share.", skew.slo),
+        ("trellis_skew_rows", "Rows replayed.", skew.rows),
+    ):
+        Gauge(name, text, ["model"], registry=registry).labels(model).set(value)
+    cause = Gauge("trellis_skew_finding", "Rows a cause concerns.", ["model", "cause", "view"], registry=registry)
+    for found in skew.findings:
+        cause.labels(model, found.cause, found.view).set(found.rows)
 
 
 def read_families(path: Path) -> list[Metric]:

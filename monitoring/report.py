@@ -37,7 +37,13 @@ _SHOWN, _SUMMARISED = 6, 8
 
 
 def write_report(
-    workspace: Path, subject: Subject, current: Columns, until: datetime, decision: Decision, performance: Series
+    workspace: Path,
+    subject: Subject,
+    current: Columns,
+    until: datetime,
+    decision: Decision,
+    performance: Series,
+    notes: dict[str, str],
 ) -> Path | None:
     """Add a window's report to the model's project, in place of an earlier one of the same window.
 
@@ -48,6 +54,7 @@ def write_report(
         until: End of the window, the snapshot's time.
         decision: The verdict, shown beside the report.
         performance: What is known of performance, shown likewise.
+        notes: Whatever else is to be shown, by title.
 
     Returns:
         The workspace; None where the window and the baseline share no column, or Evidently refuses the data: a report
@@ -66,7 +73,7 @@ def write_report(
         # Evidently's own: deprecations of what it imports, and divisions in plots of constant columns.
         warnings.simplefilter("ignore")
         try:
-            _write(workspace, subject, before[names], now[names], until, decision, _newest(performance))
+            _write(workspace, subject, before[names], now[names], until, decision, _newest(performance) | notes)
         except Exception:
             logger.exception("Evidently could not report on %s until %s", subject.spec.name, until)
             return None

@@ -16,13 +16,17 @@ from monitoring.files import write_atomically
 from monitoring.look import look_of
 from monitoring.metrics import publish
 from monitoring.performance import Standing, standing_of, window_edges
+from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
+from monitoring.skew import OfflineFeatures, replay
 from monitoring.subject import Subject
 from trellis.adapters.look_store import LookStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
+from trellis.errors import DataError
 from trellis.ledger import Cell, Finding, Point, labelled, moment, performance
+from trellis.quality import QualityFinding, SkewReport
 from trellis.sums import LossSums, merged
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,8 @@ class WatchResult:
         cells: The same sums by segment, from the label ledger.
         findings: What was wrong with labels.
         performance: All that is known of performance: the series with its segments, harm, and how estimates fared.
+        quality: What was wrong with the judged window's rows.
+        skew: Its features beside their recomputation; None where a model joins none, or nothing could be recomputed.
         evidence: The decision's file.
         report: The Evidently workspace; None where no report was asked for, or none was possible.
         alert: File of the open alert; None where all is well.
@@ -50,6 +56,8 @@ class WatchResult:
     cells: tuple[Cell, ...]
     findings: tuple[Finding, ...]
     performance: Standing
+    quality: tuple[QualityFinding, ...]
+    skew: SkewReport | None
     evidence: Path
     report: Path | None = None
     alert: Path | None = None
@@ -63,6 +71,7 @@ def watch(
     window_days: float = 7.0,
     windows: int = 6,
     report: bool = True,
+    store: OfflineFeatures | None = None,
 ) -> WatchResult:
     """Look at a model as of a moment of event time; looking again changes nothing.
 
@@ -73,6 +82,7 @@ def watch(
         window_days: Length of a window, best the reference's ``period_days``.
         windows: How many windows make the history, the judged one included.
         report: Whether to write the Evidently report (some seconds).
+        store: Recomputes the window's features for the skew replay; without one there is none.
 
     Raises:
         DataError: Window lengths make no sense, or a log is damaged.
@@ -110,18 +120,23 @@ def watch(
         verdict=verdict,
     )
     standing = standing_of(subject, found, edges, moment(until))
+    judged, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
+    quality = quality_of(judged, before, subject)
+    skew = _skew(judged, subject, store)
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
     write_atomically(LookStore(home).path(look), dumps(look))
     alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, standing)
+    publish(home / "metrics" / "watch.prom", model, subject.version, shown[-1], diagnosis, standing, quality, skew)
     written = None
     if report and shown[-1].rows:
         from monitoring.report import write_report
 
-        current = model_columns(frame[place == len(shown) - 1], spec)
-        written = write_report(home / "evidently", subject, current, until, decision, standing.series)
+        told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
+        written = write_report(
+            home / "evidently", subject, model_columns(judged, spec), until, decision, standing.series, told
+        )
     return WatchResult(
         decision,
         diagnosis,
@@ -129,10 +144,22 @@ def watch(
         cells,
         found.findings,
         standing,
+        quality,
+        skew,
         evidence,
         written,
         alert,
     )
+
+
+def _skew(rows: pd.DataFrame, subject: Subject, store: OfflineFeatures | None) -> SkewReport | None:
+    if store is None:
+        return None
+    try:
+        return replay(rows, subject.spec, dict(subject.views), store)
+    except DataError as error:  # a look without its replay is better than none
+        logger.error("the skew of %s could not be replayed: %s", subject.spec.name, error)
+        return None
 
 
 def _window(rows: pd.DataFrame, subject: Subject, start: np.datetime64, end: np.datetime64) -> Window:

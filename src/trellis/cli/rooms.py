@@ -17,6 +17,7 @@ _ROOMS = {
     "serve": ("services.prediction", "Serve every model that has a rollout plan."),
     "watch": ("monitoring", "Look at a model's traffic: drift, performance, report, metrics."),
     "performance": ("monitoring", "Show how a model stands: estimated, corrected and realised loss, by segment."),
+    "skew": ("monitoring", "Recompute served features point-in-time and name what differs."),
     "ui": ("pipelines.pages", "Open the pages: the models' own, MLflow, Evidently, the service's API."),
 }
 

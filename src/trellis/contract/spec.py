@@ -197,6 +197,30 @@ class DriftPolicy:
 
 
 @dataclass(frozen=True)
+class QualityPolicy:
+    """How good the rows have to be that a model is served with.
+
+    Attributes:
+        max_skew: Largest acceptable share of rows with a feature that differs from the one recomputed offline.
+        skew_tolerance: Largest relative difference of a feature that counts as none.
+        max_invalid: Share of rows out of a field's declared range, set or nullability from which it is a finding.
+        max_duplicates: Share of rows that repeat another's fields and time from which it is a finding.
+        max_outliers: Share of rows more isolated than 99 % of earlier rows from which it is a finding.
+    """
+
+    max_skew: float = 0.01
+    skew_tolerance: float = 1e-4
+    max_invalid: float = 0.001
+    max_duplicates: float = 0.01
+    max_outliers: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse shares out of range."""
+        shares = (self.max_skew, self.skew_tolerance, self.max_invalid, self.max_duplicates, self.max_outliers)
+        _require(all(0 <= share < 1 for share in shares), "quality", "needs shares in [0, 1)")
+
+
+@dataclass(frozen=True)
 class RetrainPolicy:
     """When and how the loop trains again by itself.
 
@@ -271,7 +295,7 @@ class ModelSpec:
         time_field: Request field with the event time of a prediction; None takes the time of arrival.
         segments: Columns by which quality is also judged.
         recipes: Names of the ways to train it, the default first.
-        gates, rollout, drift, retrain: The policies.
+        gates, rollout, drift, quality, retrain: The policies.
         default: Value of every output that is answered where nothing can be scored, for example the base rate; None
             refuses such a request (503).
         settings: Free, declared defaults of the plug-in (hyper-parameters), shown in the model card.
@@ -296,6 +320,7 @@ class ModelSpec:
     gates: GatePolicy = field(default_factory=GatePolicy)
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
     drift: DriftPolicy = field(default_factory=DriftPolicy)
+    quality: QualityPolicy = field(default_factory=QualityPolicy)
     retrain: RetrainPolicy = field(default_factory=RetrainPolicy)
     default: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,16 @@
+"""The quality of served rows: features against their recomputation (skew), and rows against their declaration."""
+
+from trellis.quality.rows import ColumnHistory, QualityFinding, check_rows, finding
+from trellis.quality.skew import Recompute, Served, SkewFinding, SkewReport, find_skew
+
+__all__ = [
+    "ColumnHistory",
+    "QualityFinding",
+    "Recompute",
+    "Served",
+    "SkewFinding",
+    "SkewReport",
+    "check_rows",
+    "find_skew",
+    "finding",
+]

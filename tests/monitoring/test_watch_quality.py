@@ -1,0 +1,101 @@
+"""Data quality and skew in a look: named, published, and in its result."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitoring.metrics import read_families
+from monitoring.skew import skew_table, skew_text
+from monitoring.watch import watch
+from trellis.errors import MissingFeatureError
+from trellis.freshness import sla_of
+
+QUIET = {"report": False}
+
+
+def samples(home, name: str) -> dict[tuple[str, ...], float]:
+    return {
+        tuple(v for k, v in sorted(s.labels.items()) if k != "model"): s.value
+        for f in read_families(home / "metrics" / "watch.prom")
+        for s in f.samples
+        if s.name == name
+    }
+
+
+class Offline:
+    """Our port, answered from what was drawn: the features as they were, or with one of them changed."""
+
+    def __init__(self, rows, change=lambda rows: rows) -> None:
+        self.by_time = {t: i for i, t in enumerate(rows["time"])}
+        self.rows = change(rows)
+
+    def training_set(self, service, rows, time):
+        at = [self.by_time.get(t) for t in time]
+        return {
+            name: np.array([np.nan if i is None else self.rows[name][i] for i in at])
+            for name in ("temp", "wind", "late_rate")
+        }
+
+    def slas(self, service):
+        return (sla_of("weather", ("temp", "wind"), {"freshness_sla": "PT2H"}),)
+
+
+def test_a_healthy_window_has_neither_finding_nor_skew(served) -> None:
+    until = served.serve(21)
+    result = watch(served.subject, served.home, until, store=Offline(served.drawn(0, 21)), **QUIET)
+    assert result.quality == ()
+    assert (result.skew.rows, result.skew.mismatched) == (700, 0)
+    assert samples(served.home, "trellis_data_quality") == {}
+    assert samples(served.home, "trellis_skew_rate") == {(): 0.0}
+    assert "none of 700" in skew_text(result.skew)
+
+
+def test_skew_is_named_published_and_shown(served, capsys) -> None:
+    from rich.console import Console
+
+    until = served.serve(7)
+    other = Offline(served.drawn(0, 7), lambda r: {**r, "temp": (r["temp"] - 32) / 1.8})
+    report = watch(served.subject, served.home, until, store=other, **QUIET).skew
+    assert [(f.cause, f.view, f.features) for f in report.findings] == [("changed_transform", "weather", ("temp",))]
+    assert samples(served.home, "trellis_skew_finding") == {("changed_transform", "weather"): 700.0}
+    assert samples(served.home, "trellis_skew_rate")[()] > samples(served.home, "trellis_skew_slo")[()]
+    assert "first temp of 0-0 at 2013-07-02T00:00:00Z" in skew_text(report)
+    Console(width=100).print(skew_table(report, "ferry_delay"))
+    assert "1.8 x the offline value" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+
+
+def test_a_store_without_the_tables_loses_the_replay_and_not_the_look(served, caplog) -> None:
+    class Gone(Offline):
+        def training_set(self, service, rows, time):
+            raise MissingFeatureError("The table of 'weather' is gone.")
+
+    result = watch(served.subject, served.home, served.serve(7), store=Gone(served.drawn(0, 7)), **QUIET)
+    assert result.skew is None
+    assert result.decision.verdict.outcome == "STABLE"
+    assert "could not be replayed" in caplog.text
+
+
+def test_outliers_are_told_from_earlier_windows(served) -> None:
+    served.serve(14)
+
+    def odd(rows):
+        # Every value is possible by itself; together they never occurred.
+        some = np.arange(len(rows["time"])) % 8 == 0
+        return {
+            **rows,
+            "load": np.where(some, 0.02, rows["load"]),
+            "temp": np.where(some, 20.0, rows["temp"]),
+            "late_rate": np.where(some, 0.6, rows["late_rate"]),
+        }
+
+    until = served.serve(7, odd)
+    (found,) = watch(served.subject, served.home, until, **QUIET).quality
+    assert found.kind == "outliers"
+    assert 0.1 < found.share < 0.16
+    assert samples(served.home, "trellis_data_quality") == {("", "outliers"): found.share}
+
+
+def test_broken_rows_are_findings_beside_the_verdict(served) -> None:
+    until = served.serve(7, lambda r: {**r, "load": np.where(np.arange(len(r["load"])) % 20, r["load"], 1.7)})
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert [(f.kind, f.column, f.rows) for f in result.quality] == [("out_of_range", "load", 35)]
