@@ -98,6 +98,7 @@ def watch(
     cells = performance(made, joined, task=spec.task, score=score, edges=edges, segments=segments)
     place = np.searchsorted(edges, made["time"], side="right") - 1
     shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
+    standing = standing_of(subject, found, edges, moment(until))
     inputs = DriftInputs(
         model,
         subject.version,
@@ -119,7 +120,6 @@ def watch(
         policy=spec.drift,
         verdict=verdict,
     )
-    standing = standing_of(subject, found, edges, moment(until))
     judged, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
     quality = quality_of(judged, before, subject)
     skew = _skew(judged, subject, store)
