@@ -32,7 +32,7 @@ from pipelines.plugins import plugin_named
 from pipelines.progress import SILENT
 from pipelines.rollout import advance_rollout
 from pipelines.steps import reporting
-from pipelines.stores import plans
+from pipelines.stores import decisions, plans
 from pipelines.training import Outcome, Recipe, train_model
 from trellis.contract import Dataset, ProvidesData
 from trellis.decision import Decision
@@ -147,6 +147,12 @@ class Story:
         if turn.outcome is not None and turn.outcome.revision:
             self._outcome(turn.outcome)
             self._trial()
+            self._serve_days(3, "three days to verify it")
+            state = self._turn(tables, report=False).loop
+            for verified in decisions().list(MODEL, "verify")[-1:]:
+                self._tell.decision(verified)
+            if state.cycle is not None:
+                self._tell.say(f"{state.cycle.id}: {state.cycle.outcome or state.stage}. (trellis loop show)")
 
     def _trial(self) -> None:
         """Serve day by day and weigh the canary after each, until the trial ends."""
@@ -173,8 +179,8 @@ class Story:
         assert current is not None
         self._tell.say(f"Version {current.champion.version} answers everything from {self._now:%d %B} on.")
 
-    def _turn(self, tables: Tables) -> Turn:
-        turn = turn_loop(MODEL, _text(self._now), tables=tables)
+    def _turn(self, tables: Tables, report: bool = True) -> Turn:
+        turn = turn_loop(MODEL, _text(self._now), tables=tables, report=report)
         self._tell.decision(turn.look.decision)
         if turn.look.alert:
             alert = json.loads(Path(turn.look.alert).read_text())

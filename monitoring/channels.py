@@ -1,0 +1,205 @@
+"""The ways to tell people: log, webhook, Slack, e-mail and Alertmanager. Secrets come from the environment or a file."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import smtplib
+import ssl
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from trellis.alerts import SEVERITIES, Alert, Channel, Message
+from trellis.errors import ConfigError, UnavailableError, close_matches
+
+logger = logging.getLogger("trellis.alerts")
+SECONDS = 10.0
+LOG = Channel("log", "log", SEVERITIES)
+_COMMON = {"kind", "severities", "models", "repeat_hours"}
+# A secret's name ends in _env or _file in the configuration: the value itself never stands there.
+_OPTIONS = {
+    "log": set(),
+    "webhook": {"url", "url_env", "url_file", "token_env", "token_file"},
+    "slack": {"url_env", "url_file"},
+    "email": {"host", "port", "from", "to", "tls", "user", "password_env", "password_file"},
+    "alertmanager": {"url", "url_env", "url_file"},
+}  # fmt: skip
+
+
+def read_channels(path: Path | None) -> list[Channel]:
+    """Read the channels' configuration, TOML with one table ``[channels.NAME]`` each; the log is always one.
+
+    Raises:
+        ConfigError: The file is not there, is no TOML, or says what no channel understands.
+    """
+    if path is None:
+        return [LOG]
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8")).get("channels", {})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The alert channels cannot be read: {error}.", where=path) from error
+    return [LOG, *(_channel(name, body, path) for name, body in told.items() if name != "log")]
+
+
+def send(message: Message) -> None:
+    """Hand a message to its channel; it returns when the channel has taken it.
+
+    Raises:
+        UnavailableError: It has not.
+        ConfigError: A secret is not there.
+    """
+    options, kind = message.channel.options, message.channel.kind
+    try:
+        if kind == "log":
+            level = logging.INFO if message.status == "closed" else logging.WARNING
+            for alert in message.alerts:
+                logger.log(level, "ALERT %s %s", alert.status, _line(alert))
+        elif kind == "webhook":
+            body = {"key": message.key, "status": message.status, "model": message.model}
+            _post(options, {**body, "alerts": [_told(a) for a in message.alerts]})
+        elif kind == "slack":
+            _post(options, {"text": f"*{_subject(message)}*\n" + "\n".join(_text(a) for a in message.alerts)})
+        elif kind == "alertmanager":
+            _post(options, [_labelled(a, message) for a in message.alerts], "/api/v2/alerts")
+        else:
+            _mail(message)
+    except (OSError, smtplib.SMTPException, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise UnavailableError(
+            f"The channel {message.channel.name!r} does not take alerts: {_cause(error)}.",
+            remedy="It is tried again; see: trellis alerts list.",
+        ) from error
+
+
+def _channel(name: str, body: Any, path: Path) -> Channel:
+    kinds = get_args(get_type_hints(Channel)["kind"])
+    kind = body.get("kind") if isinstance(body, Mapping) else None
+    if kind not in kinds:
+        raise ConfigError(f"Channel {name!r} is of no known kind: {kind!r}.", where=path, remedy=f"Use {', '.join(kinds)}.")
+    unknown = sorted(set(body) - _COMMON - _OPTIONS[kind])
+    if unknown:
+        hint = close_matches(unknown[0], _COMMON | _OPTIONS[kind])
+        raise ConfigError(f"Channel {name!r} has no setting {unknown[0]!r}.", where=path, remedy=hint)
+    wrong = [s for s in body.get("severities", ()) if s not in SEVERITIES]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is no severity.", where=path, remedy=f"Use {', '.join(SEVERITIES)}.")
+    needed = {"email": ("host", "from", "to")}.get(kind, ())
+    for option in needed:
+        if option not in body:
+            raise ConfigError(f"Channel {name!r} needs {option!r}.", where=path)
+    if kind in ("webhook", "slack", "alertmanager") and not {"url", "url_env", "url_file"} & set(body):
+        raise ConfigError(f"Channel {name!r} needs a url, url_env or url_file.", where=path)
+    common: dict[str, Any] = {key: body[key] for key in ("repeat_hours",) if key in body}
+    common |= {key: tuple(body[key]) for key in ("severities", "models") if key in body}
+    return Channel(name, kind, **common, options={k: v for k, v in body.items() if k in _OPTIONS[kind]})
+
+
+def _secret(options: Mapping[str, object], name: str) -> str | None:
+    """Return a setting that may be a secret: from the environment, a file, or, where allowed, as it stands."""
+    if (variable := options.get(f"{name}_env")) is not None:
+        value = os.environ.get(str(variable))
+        if not value:
+            raise ConfigError(f"{variable} is not set.", where="environment", remedy="Set it to the channel's secret.")
+        return value
+    if (path := options.get(f"{name}_file")) is not None:
+        try:
+            return Path(str(path)).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"A channel's secret cannot be read: {error.strerror}.", where=path) from error
+    plain = options.get(name)
+    return None if plain is None else str(plain)
+
+
+def _post(options: Mapping[str, object], body: Any, path: str = "") -> None:
+    url = (_secret(options, "url") or "").rstrip("/") + path
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("A channel's url is no http(s) address.", remedy="Mend the configuration or the secret.")
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
+    if token := _secret(options, "token"):
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310 (the scheme was checked)
+        answer.read()
+
+
+def _mail(message: Message) -> None:
+    options = message.channel.options
+    mail = EmailMessage()
+    mail["Subject"], mail["From"] = _subject(message), str(options["from"])
+    to = options["to"]
+    mail["To"] = ", ".join(to) if isinstance(to, list) else str(to)
+    mail["Message-ID"] = f"<{message.key}@trellis>"
+    mail.set_content("\n\n".join(_text(a) for a in message.alerts))
+    port = int(str(options.get("port", 587)))
+    with smtplib.SMTP(str(options["host"]), port, timeout=SECONDS) as server:
+        if options.get("tls", True):
+            server.starttls(context=ssl.create_default_context())
+        if user := options.get("user"):
+            server.login(str(user), _secret(options, "password") or "")
+        server.send_message(mail)
+
+
+def _subject(message: Message) -> str:
+    worst = message.alerts[0]
+    state = "resolved" if message.status == "closed" else worst.severity
+    more = f" and {len(message.alerts) - 1} more" if len(message.alerts) > 1 else ""
+    return f"[{state}] {message.model}: {worst.kind.replace('_', ' ')}{more}"
+
+
+def _line(alert: Alert) -> str:
+    return f"{alert.id} [{alert.severity}] {alert.model}: {alert.reason} ({alert.explained_by})"
+
+
+def _text(alert: Alert) -> str:
+    lines = [f"{alert.severity.upper()} {alert.model}: {alert.reason}", f"Since: {alert.since}"]
+    if alert.closed_at:
+        lines.append(f"Over: {alert.closed_at}")
+    if alert.columns:
+        lines.append(f"Columns: {', '.join(alert.columns)}")
+    lines += [f"Do: {alert.action}"] if alert.action else []
+    return "\n".join([*lines, f"Why: {alert.explained_by}", f"Runbook: {alert.runbook}"])
+
+
+def _told(alert: Alert) -> dict[str, Any]:
+    told = {name: getattr(alert, name) for name in Alert.__dataclass_fields__}
+    return {**told, "explained_by": alert.explained_by, "runbook": alert.runbook}
+
+
+def _labelled(alert: Alert, message: Message) -> dict[str, Any]:
+    """Return an alert as Alertmanager's API v2 takes it; what is open is told again before it would end."""
+    now = datetime.now(UTC)
+    lasts = timedelta(hours=2 * (message.channel.repeat_hours or 24 * 30))
+    begun = min(datetime.fromisoformat(alert.opened_at).astimezone(UTC), now)
+    return {
+        "labels": {
+            "alertname": "Trellis" + "".join(part.capitalize() for part in alert.kind.replace(" ", "_").split("_")),
+            "model": alert.model,
+            "severity": alert.severity,
+            "episode": alert.id,
+        },
+        "annotations": {
+            "summary": alert.reason,
+            "since": alert.since,
+            "action": alert.action,
+            "explained_by": alert.explained_by,
+            "runbook": alert.runbook,
+        },
+        "startsAt": begun.isoformat(),
+        "endsAt": (now if alert.status == "closed" else now + lasts).isoformat(),
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """Say what went wrong without the address, which may be the secret."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"it answered {error.code}"
+    reason = getattr(error, "reason", error)
+    return f"{type(reason).__name__}: {getattr(reason, 'strerror', None) or reason}"
