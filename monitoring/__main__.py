@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from monitoring.notify import add_arguments, outbox_of, run, tell
 from trellis.errors import ConfigError, TrellisError, close_matches
 from trellis.settings import settings, silence_telemetry
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skew.add_argument("--until", type=_moment, help="latest event time, RFC 3339; default the newest prediction's")
     skew.add_argument("--rows", type=int, default=2_000, help="most predictions replayed, evenly spaced in time")
     skew.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    tells = commands.add_parser("alerts", help="list alerts, silence some, test the channels, deliver what is due")
+    add_arguments(tells)
     serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
@@ -73,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "exporter":
             return _serve(chosen)
+        if chosen.command == "alerts":
+            return run(chosen, settings())
         if chosen.command == "performance":
             return _stand(chosen)
         if chosen.command == "skew":
@@ -102,6 +107,7 @@ def _look(chosen: argparse.Namespace) -> int:
         report=not chosen.no_report,
         store=offline_store(subject.spec) if chosen.skew else None,
     )
+    tell(settings().home.resolve(), *outbox_of(settings()))
     verdict = result.decision.verdict
     if chosen.json:
         body = json.loads(dumps({k: v for k, v in asdict(result).items() if k not in ("evidence", "report", "alert")}))

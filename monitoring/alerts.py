@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitoring.files import write_atomically
+from trellis.adapters.files import write_atomically
 from trellis.drift import Diagnosis, Window
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
                 _write(path, {**alert, **now, "last_window": window.end, "looks": alert["looks"] + 1})
         elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
             _write(path, {**alert, "status": "closed", "closed_at": window.end})
-            logger.info("alert %s closed at %s", alert["id"], window.end)
     if found.outcome == "STABLE":
         return None
     if mine is not None:
@@ -65,7 +64,6 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
         "looks": 1,
     }
     _write(path, alert)
-    logger.warning("ALERT %s [%s] %s: %s", name, alert["severity"], model, found.reason)
     return path
 
 

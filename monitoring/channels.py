@@ -1,4 +1,4 @@
-"""The ways to tell people: log, webhook, Slack, e-mail and Alertmanager. Secrets come from the environment or a file."""
+"""The ways to tell people: log, webhook, Slack, e-mail, Alertmanager. Secrets come from the environment or a file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _channel(name: str, body: Any, path: Path) -> Channel:
     kinds = get_args(get_type_hints(Channel)["kind"])
     kind = body.get("kind") if isinstance(body, Mapping) else None
     if kind not in kinds:
-        raise ConfigError(f"Channel {name!r} is of no known kind: {kind!r}.", where=path, remedy=f"Use {', '.join(kinds)}.")
+        raise ConfigError(
+            f"Channel {name!r} is of no known kind: {kind!r}.", where=path, remedy=f"Use {', '.join(kinds)}."
+        )
     unknown = sorted(set(body) - _COMMON - _OPTIONS[kind])
     if unknown:
         hint = close_matches(unknown[0], _COMMON | _OPTIONS[kind])
@@ -180,9 +182,10 @@ def _labelled(alert: Alert, message: Message) -> dict[str, Any]:
     begun = min(datetime.fromisoformat(alert.opened_at).astimezone(UTC), now)
     return {
         "labels": {
-            "alertname": "Trellis" + "".join(part.capitalize() for part in alert.kind.replace(" ", "_").split("_")),
+            "alertname": "Trellis" + "".join(part.capitalize() for part in alert.outcome.split("_")),
             "model": alert.model,
             "severity": alert.severity,
+            "kind": alert.kind,
             "episode": alert.id,
         },
         "annotations": {

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring.files import write_atomically
 from monitoring.performance import Standing
+from trellis.adapters.files import write_atomically
 from trellis.drift import Diagnosis, Window
 from trellis.ledger import Point
 from trellis.quality import QualityFinding, SkewReport

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monitoring.files import write_atomically
 from monitoring.served import Columns
 from monitoring.subject import Subject
+from trellis.adapters.files import write_atomically
 from trellis.decision import Decision
 from trellis.drift import CategorySummary, NumericSummary, Reference, Summary, flatten
 from trellis.ledger import Series

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from monitoring.alerts import follow_up
-from monitoring.files import write_atomically
 from monitoring.look import look_of
 from monitoring.metrics import publish
 from monitoring.performance import Standing, standing_of, window_edges
@@ -20,6 +19,7 @@ from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
 from monitoring.skew import OfflineFeatures, replay
 from monitoring.subject import Subject
+from trellis.adapters.files import write_atomically
 from trellis.adapters.look_store import LookStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps

@@ -20,17 +20,18 @@ from trellis.sums import LossSums, loss_sums
 _BEFORE = timedelta(days=7)
 
 
-def verify_inputs(spec: ModelSpec, cycle: Cycle, now: str, history: Sequence[Change]) -> VerifyInputs:
+def verify_inputs(spec: ModelSpec, cycle: Cycle, now: str, taken_over: str, history: Sequence[Change]) -> VerifyInputs:
     """Return the losses of a cycle's version since it took over, and of the one it replaced.
 
     Args:
         spec: The model's declaration.
         cycle: The retraining.
         now: Event time up to which predictions and labels count.
+        taken_over: Event time at which its version became the champion.
         history: Every change of the model's plan.
     """
     home, until = settings().directory(), moment(now)
-    taken = moment(cycle.entered_at)
+    taken = moment(taken_over)
     started = moment(cycle.at) - _BEFORE
     rows = read_predictions(home, spec.name, since=started, until=until)
     # As champion only: what a canary saw has been weighed already.

@@ -1,8 +1,8 @@
 """Alerts: who is told what, once, in groups, unless silenced; pure.
 
-An episode is an ``Alert`` that opens, lasts and closes. What a channel has been told of it is a ``Delivery``. The two are
-compared, level against level: whatever was missed, because a channel was down or a process was killed, is still due at
-the next comparison, and what was told is not told again.
+An episode is an ``Alert`` that opens, lasts and closes. What a channel has been told of it is a ``Delivery``. The two
+are compared, level against level: whatever was missed, because a channel was down or a process was killed, is still due
+at the next comparison, and what was told is not told again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Alert:
         model: Whose.
         severity: One of ``SEVERITIES``.
         status: ``open`` or ``closed``.
-        kind: What it is, for example ``unit`` or ``training_failed``.
+        outcome: The family it belongs to, in capitals: ``UPSTREAM_FAULT``, ``DRIFT``, ``BREAKER_OPEN``, …
+        kind: What it is within the family, for example ``unit``.
         reason: What, in one sentence with its numbers.
         since: Event time since when, RFC 3339.
         opened_at: Event time at which it was noticed.
@@ -39,6 +40,7 @@ class Alert:
     model: str
     severity: str
     status: str
+    outcome: str
     kind: str
     reason: str
     since: str
@@ -56,7 +58,7 @@ class Alert:
     @property
     def runbook(self) -> str:
         """Where to read what to do."""
-        return f"docs/runbooks.md#{self.kind.replace('_', '-').replace(' ', '-')}"
+        return f"docs/runbooks.md#{self.outcome.lower().replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Silence:
 
     def covers(self, alert: Alert, now: float) -> bool:
         """Return whether it holds an alert back now."""
-        return now < self.until and self.model in ("", alert.model) and self.kind in ("", alert.kind)
+        return now < self.until and self.model in ("", alert.model) and self.kind in ("", alert.kind, alert.outcome)
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,7 @@ def state_of(alert: Alert) -> str:
     return "closed" if alert.status == "closed" else f"open {alert.severity}"
 
 
-def first_seen(
-    alerts: Iterable[Alert], deliveries: Iterable[Delivery], channels: Sequence[Channel]
-) -> list[Delivery]:
+def first_seen(alerts: Iterable[Alert], deliveries: Iterable[Delivery], channels: Sequence[Channel]) -> list[Delivery]:
     """Return the rows that are missing: one per open alert and channel that wants it.
 
     Only what is open makes a row, so a new channel is not told of what is long over, and what opens and closes while a
@@ -209,13 +209,13 @@ def due(
     messages = []
     for (name, model, status), found in sorted(groups.items()):
         worst = sorted(found, key=lambda pair: (-SEVERITIES.index(pair[0].severity), pair[0].id))
-        messages.append(
-            Message(by_name[name], model, status, tuple(a for a, _ in worst), tuple(d for _, d in worst))
-        )
+        messages.append(Message(by_name[name], model, status, tuple(a for a, _ in worst), tuple(d for _, d in worst)))
     return messages
 
 
-def hushed(alerts: Iterable[Alert], deliveries: Iterable[Delivery], silences: Sequence[Silence], now: float) -> list[Delivery]:
+def hushed(
+    alerts: Iterable[Alert], deliveries: Iterable[Delivery], silences: Sequence[Silence], now: float
+) -> list[Delivery]:
     """Return the rows of alerts that opened and closed within a silence: nobody needs to hear that they are over."""
     by_id = {a.id: a for a in alerts}
     return [

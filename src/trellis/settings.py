@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     console_port: int = Field(3001, ge=0, le=65535, description="Port of the console's pages, /ui.")
     mlflow_uri: str | None = Field(None, description="MLflow store; SQLite in the home if unset.")
     store_url: str | None = Field(None, description="SQLAlchemy URL of plans and decisions; SQLite if unset.")
+    alerts: Path | None = Field(None, description="Alert channels, a TOML file; the log alone if unset.")
     online_store: str = Field(
         "sqlite",
         pattern=r"^(sqlite|rediss?://.+)$",

@@ -57,7 +57,7 @@ def test_looking_again_changes_nothing(served) -> None:
     assert {p: p.read_bytes() for p in served.home.rglob("*.json")} == before
 
 
-def test_a_unit_change_is_a_fault_named_and_dated_and_the_alert_follows_it(served, caplog) -> None:
+def test_a_unit_change_is_a_fault_named_and_dated_and_the_alert_follows_it(served) -> None:
     healthy = served.serve(14)
     assert watch(served.subject, served.home, healthy, **QUIET).alert is None
     broken = served.serve(7, celsius)
@@ -70,11 +70,9 @@ def test_a_unit_change_is_a_fault_named_and_dated_and_the_alert_follows_it(serve
     assert found.action == "fix upstream"
     assert samples(served.home, "trellis_drift_fault") == {("temp", "unit", "weather"): 1.0}
     assert samples(served.home, "trellis_drift_outcome")[("UPSTREAM_FAULT",)] == 1.0
-    assert caplog.text.count("ALERT") == 1
     longer = served.serve(7, celsius)
     again = watch(served.subject, served.home, longer, **QUIET)
     assert again.alert == result.alert
-    assert caplog.text.count("ALERT") == 1
     alert = json.loads(result.alert.read_text())
     assert (alert["looks"], alert["status"], alert["severity"]) == (2, "open", "critical")
     mended = served.serve(7)

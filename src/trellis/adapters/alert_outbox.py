@@ -9,10 +9,9 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from trellis.adapters.database import engine
+from trellis.adapters.database import Database, engine
 from trellis.adapters.leases import Lease, Leases, lease_table
 from trellis.alerts import Delivery, Silence
-from trellis.errors import StorageError
 
 _metadata = sa.MetaData()
 
@@ -53,13 +52,8 @@ class AlertOutbox:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = engine(url)
-        self._leases = Leases(_leases, self._engine, what="outbox")
-        with self._guarded():
-            try:
-                _metadata.create_all(self._engine)
-            except sa.exc.DatabaseError:
-                _metadata.create_all(self._engine)  # another process made them between our look and our try
+        self._database = Database(engine(url), _metadata, "outbox of alerts")
+        self._leases = Leases(_leases, self._database.engine, what="outbox")
 
     def deliveries(self) -> list[Delivery]:
         """Return every row.
@@ -67,7 +61,7 @@ class AlertOutbox:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return [Delivery(**row._mapping) for row in connection.execute(sa.select(_deliveries))]
 
     def keep(self, rows: Iterable[Delivery]) -> None:
@@ -84,7 +78,7 @@ class AlertOutbox:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return [Silence(**row._mapping) for row in connection.execute(sa.select(_silences))]
 
     def silence(self, silence: Silence) -> None:
@@ -107,20 +101,9 @@ class AlertOutbox:
             yield held
 
     def _put(self, table: sa.Table, rows: list[dict[str, object]], key: tuple[str, ...]) -> None:
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
+            dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
             for row in rows:
                 insert = dialect.insert(table).values(**row)
                 others = {name: value for name, value in row.items() if name not in key}
                 connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=others))
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageError(
-                f"The outbox of alerts does not work: {getattr(error, 'orig', None) or error}.",
-                where=self._engine.url.render_as_string(hide_password=True),
-                remedy="Check that the database is reachable and its disk has room.",
-            ) from error

@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects import postgresql, sqlite
 
-from trellis.adapters.database import engine
+from trellis.adapters.database import Database, engine, insert_if_absent
 from trellis.adapters.leases import Lease, Leases, lease_table
 from trellis.decision import dumps
-from trellis.errors import StaleRevisionError, StorageError
+from trellis.errors import StaleRevisionError
 from trellis.loop import Loop
 
 _metadata = sa.MetaData()
@@ -78,15 +77,9 @@ class LoopStore:
     """
 
     def __init__(self, url: str, *, lease_seconds: float = 60.0, clock: Callable[[], float] = time.time) -> None:
-        self._where = sa.engine.make_url(url).render_as_string(hide_password=True)
-        self._engine = engine(url)
-        self._leases = Leases(_leases, self._engine, what="loop", clock=clock)
+        self._database = Database(engine(url), _metadata, "loop store")
+        self._leases = Leases(_leases, self._database.engine, what="loop", clock=clock)
         self._seconds = lease_seconds
-        with self._guarded():
-            try:
-                _metadata.create_all(self._engine)
-            except sa.exc.DatabaseError:
-                _metadata.create_all(self._engine)  # another process made them between our look and our try
 
     def current(self, model: str) -> Loop:
         """Return where a model's loop stands; one that never moved is watching.
@@ -95,7 +88,7 @@ class LoopStore:
             StorageError: The database does not answer.
         """
         query = sa.select(_loops.c.document).where(_loops.c.model == model)
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             document = connection.execute(query).scalar()
         return Loop(model) if document is None else _adapter.validate_json(document)
 
@@ -105,7 +98,7 @@ class LoopStore:
         Raises:
             StorageError: The database does not answer.
         """
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             return list(connection.execute(sa.select(_loops.c.model).order_by(_loops.c.model)).scalars())
 
     def history(self, model: str) -> list[LoopTransition]:
@@ -115,7 +108,7 @@ class LoopStore:
             StorageError: The database does not answer.
         """
         query = sa.select(_transitions).where(_transitions.c.model == model).order_by(_transitions.c.serial)
-        with self._guarded(), self._engine.connect() as connection:
+        with self._database.reading() as connection:
             rows = connection.execute(query).all()
         return [LoopTransition(_adapter.validate_json(r.document), r.at, r.who, r.why, r.decision) for r in rows]
 
@@ -138,7 +131,7 @@ class LoopStore:
             StorageError: The database refuses.
         """
         document = dumps(after)
-        with self._guarded(), self._engine.begin() as connection:
+        with self._database.writing() as connection:
             if lease is not None:
                 self._leases.check(connection, lease)
             if not self._claim(connection, before, after, document):
@@ -147,7 +140,7 @@ class LoopStore:
                     return
                 raise StaleRevisionError(
                     f"The loop of {after.model!r} has moved since it was read.",
-                    where=self._where,
+                    where=self._database.where,
                     remedy="Read it again, decide again.",
                 )
             at = datetime.now(UTC).isoformat()
@@ -168,19 +161,6 @@ class LoopStore:
     def _claim(self, connection: sa.Connection, before: Loop, after: Loop, document: str) -> bool:
         values = {"number": after.number, "document": document}
         if before.number == 0:
-            dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-            insert = dialect.insert(_loops).values(model=after.model, **values).on_conflict_do_nothing()
-            return connection.execute(insert).rowcount == 1
+            return insert_if_absent(connection, _loops, model=after.model, **values)
         was = (_loops.c.model == after.model) & (_loops.c.number == before.number)
         return connection.execute(_loops.update().where(was).values(**values)).rowcount == 1
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            raise StorageError(
-                f"The loop store does not work: {getattr(error, 'orig', None) or error}.",
-                where=self._where,
-                remedy="Check that the database is reachable and its disk has room.",
-            ) from error

@@ -15,6 +15,7 @@ _ROOMS = {
     "flow": ("pipelines", "Run a flow: train, prepare, advance, loop, replay; --help lists them."),
     "demo": ("pipelines.demo", "Run the main job on real flights, start to end."),
     "serve": ("services.prediction", "Serve every model that has a rollout plan."),
+    "alerts": ("monitoring", "Alerts: list them, silence some, test the channels, deliver what is due."),
     "watch": ("monitoring", "Look at a model's traffic: drift, performance, report, metrics."),
     "performance": ("monitoring", "Show how a model stands: estimated, corrected and realised loss, by segment."),
     "skew": ("monitoring", "Recompute served features point-in-time and name what differs."),

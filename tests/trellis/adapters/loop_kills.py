@@ -19,7 +19,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from trellis.adapters.database import engine
+from trellis.adapters.database import Database, engine
 from trellis.adapters.decision_store import DecisionStore
 from trellis.adapters.loop_store import LoopStore
 from trellis.contract import RetrainPolicy
@@ -61,8 +61,7 @@ class World:
     """What the loop acts on; every act is kept under its cycle and done once however often it is asked for."""
 
     def __init__(self, url, seed):
-        self.engine, self.seed = engine(url), seed
-        _METADATA.create_all(self.engine)
+        self.engine, self.seed = Database(engine(url), _METADATA, "world").engine, seed
         self.decisions = DecisionStore(self.engine)
 
     def act(self, name, effect):
@@ -164,8 +163,8 @@ def killed_process(url, seed, left, place):
     status = 1
     try:
         made = engine(url)
-        with made.connect() as connection:  # a kill that loses the machine's power is not what is tested
-            connection.exec_driver_sql("PRAGMA synchronous=OFF")
+        # A kill that takes the machine's power with it is not what is tested, and waiting for the disk is long.
+        sa.event.listen(made, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous=OFF"))
         for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
             sa.event.listen(made, moment, maybe(moment))
         play(url, seed)

@@ -1,0 +1,175 @@
+"""Telling people: compare what is going on with what was told, send what is due, keep what was not taken."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from monitoring.channels import read_channels, send
+from trellis.adapters.alert_files import read_alerts
+from trellis.adapters.alert_outbox import AlertOutbox
+from trellis.alerts import Alert, Channel, Message, Silence, delivered, due, first_seen, hushed, refused, state_of
+from trellis.errors import ConfigError, LeaseHeldError, TrellisError
+from trellis.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one round of telling did: messages taken, and the errors of those that were not, by channel."""
+
+    sent: int
+    errors: dict[str, str]
+
+
+def tell(home: Path, outbox: AlertOutbox, channels: list[Channel], now: float | None = None) -> Told:
+    """Send what is due; a message is marked as told only after its channel has taken it.
+
+    A process that is killed between the two sends the message again, under the same key. Two processes do not send at
+    the same time: one that finds another sending leaves it to that one.
+
+    Args:
+        home: Trellis's home.
+        outbox: What was told.
+        channels: Where to.
+        now: Wall clock, Unix seconds.
+
+    Raises:
+        StorageError: The outbox does not work.
+    """
+    moment = time.time() if now is None else now
+    try:
+        with outbox.lease():
+            alerts = read_alerts(home / "alerts")
+            outbox.keep(first_seen(alerts, outbox.deliveries(), channels))
+            outbox.keep(hushed(alerts, outbox.deliveries(), outbox.silences(), moment))
+            sent, errors = 0, {}
+            for message in due(alerts, outbox.deliveries(), channels, outbox.silences(), moment):
+                try:
+                    send(message)
+                except TrellisError as error:
+                    errors[message.channel.name] = str(error)
+                    outbox.keep(refused(message, str(error), moment))
+                    logger.warning("%s", error)
+                else:
+                    outbox.keep(delivered(message, moment))
+                    sent += 1
+            return Told(sent, errors)
+    except LeaseHeldError:
+        return Told(0, {})
+
+
+def outbox_of(settings: Settings) -> tuple[AlertOutbox, list[Channel]]:
+    """Return the outbox and the channels of the settings."""
+    return AlertOutbox(settings.database_url), read_channels(settings.alerts)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the verbs of ``trellis alerts``."""
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listed = verbs.add_parser("list", help="what is going on, and what each channel was told of it")
+    listed.add_argument("--all", action="store_true", help="alerts that are over, too")
+    listed.add_argument("--json", action="store_true")
+    quiet = verbs.add_parser("silence", help="hold some alerts back for a while")
+    quiet.add_argument("--model", default="", help="whose; every model's if not given")
+    quiet.add_argument("--kind", default="", help="which kind; every kind if not given")
+    quiet.add_argument("--hours", type=float, default=4.0)
+    quiet.add_argument("--who", default="operator")
+    quiet.add_argument("--why", required=True, help="the reason, which is kept")
+    test = verbs.add_parser("test", help="send a test message to every channel, or one; exit code 1 if one fails")
+    test.add_argument("channel", nargs="?")
+    sends = verbs.add_parser("deliver", help="send what is due now; exit code 3 if a channel does not take it")
+    sends.add_argument("--every", type=float, help="again and again, every so many seconds, until interrupted")
+
+
+def run(chosen: Namespace, settings: Settings) -> int:
+    """Do a verb of ``trellis alerts`` and return its exit code."""
+    outbox, channels = outbox_of(settings)
+    home = settings.home.resolve()
+    if chosen.verb == "list":
+        return _list(outbox, channels, read_alerts(home / "alerts"), everything=chosen.all, as_json=chosen.json)
+    if chosen.verb == "silence":
+        return _silence(outbox, chosen)
+    if chosen.verb == "test":
+        return _test(channels, chosen.channel)
+    while True:
+        told = tell(home, outbox, channels)
+        sys.stdout.write(f"{told.sent} messages taken, {len(told.errors)} channels down\n")
+        sys.stdout.flush()
+        if chosen.every is None:
+            return 3 if told.errors else 0
+        time.sleep(chosen.every)
+
+
+def _list(outbox: AlertOutbox, channels: list[Channel], alerts: list[Alert], *, everything: bool, as_json: bool) -> int:
+    now = time.time()
+    rows = {(d.alert, d.channel): d for d in outbox.deliveries()}
+    silences = [s for s in outbox.silences() if now < s.until]
+    shown = [a for a in alerts if everything or a.status == "open"]
+    if as_json:
+        told: dict[str, Any] = {
+            "alerts": [asdict(a) for a in shown],
+            "deliveries": [asdict(d) for d in rows.values()],
+            "silences": [asdict(s) for s in silences],
+        }
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        return 0
+    table = Table(title="Alerts" if shown else "No alert is open", expand=True)
+    for name in ("since", "severity", "model", "what", "told", "why"):
+        table.add_column(name, overflow="fold", ratio=3 if name == "what" else 1)
+    for a in shown:
+        words = [_word(rows.get((a.id, c.name)), c, state_of(a)) for c in channels if c.wants(a)]
+        held = [f"silenced by {s.who}: {s.why}" for s in silences if s.covers(a, now)]
+        table.add_row(a.since[:16], a.severity, a.model, a.reason, "; ".join([*words, *held]), a.explained_by)
+    Console().print(table)
+    return 0
+
+
+def _word(row: Any, channel: Channel, state: str) -> str:
+    if row is not None and row.error:
+        return f"{channel.name}: DOWN, {row.attempts} attempts: {row.error}"
+    return f"{channel.name}: {'told' if row is not None and row.told == state else 'not yet'}"
+
+
+def _silence(outbox: AlertOutbox, chosen: Namespace) -> int:
+    if not chosen.why.strip() or chosen.hours <= 0:
+        raise ConfigError("A silence needs a reason and hours above zero.", remedy='Give --why "…" and --hours.')
+    silence = Silence(
+        secrets.token_hex(6), chosen.model, chosen.kind, time.time() + chosen.hours * 3_600, chosen.who, chosen.why
+    )
+    outbox.silence(silence)
+    whose = " of ".join(part for part in (chosen.kind or "every alert", chosen.model) if part)
+    sys.stdout.write(f"Silenced for {chosen.hours:g} hours: {whose} ({silence.id}).\n")
+    return 0
+
+
+def _test(channels: list[Channel], name: str | None) -> int:
+    chosen = [c for c in channels if name in (None, c.name)]
+    if not chosen:
+        raise ConfigError(f"There is no channel {name!r}.", remedy=f"There is {', '.join(c.name for c in channels)}.")
+    failed = 0
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for channel in chosen:
+        alert = Alert(
+            f"test-{secrets.token_hex(4)}", "test", "info", "closed", "TEST", "test",
+            "A test message; nothing is wrong.", moment, moment, moment,
+        )  # fmt: skip
+        try:
+            send(Message(channel, "test", "closed", (alert,), ()))
+        except TrellisError as error:
+            failed += 1
+            sys.stdout.write(f"{channel.name}: {error}\n")
+        else:
+            sys.stdout.write(f"{channel.name}: taken\n")
+    return 1 if failed else 0

@@ -1,0 +1,297 @@
+"""Alerts on their way: to a real HTTP server, a real mail server and the real Alertmanager; down, killed, silenced."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from monitoring import __main__ as cli
+from monitoring.channels import LOG, read_channels
+from monitoring.notify import tell
+from trellis.adapters.alert_files import close_alerts, raise_alert, read_alerts
+from trellis.adapters.alert_outbox import AlertOutbox
+from trellis.adapters.database import engine
+from trellis.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Receiver:
+    """An HTTP server that keeps what it is sent, or refuses everything while ``status`` says so."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict] = []
+        self.status = 200
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if outer.status == 200:
+                    outer.bodies.append(json.loads(body) | {"_token": self.headers.get("Authorization")})
+                self.send_response(outer.status)
+                self.end_headers()
+
+            def log_message(self, *_args) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-path"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> AlertOutbox:
+    return AlertOutbox(f"sqlite:///{tmp_path}/trellis.db")
+
+
+def channels(tmp_path: Path, text: str) -> list:
+    path = tmp_path / "alerts.toml"
+    path.write_text(text)
+    return read_channels(path)
+
+
+def fault(home: Path, key: str = "1", severity: str = "critical", model: str = "m") -> Path:
+    return raise_alert(
+        home / "alerts", model=model, outcome="UPSTREAM_FAULT", key=key, severity=severity, reason=f"Celsius {key}",
+        action="fix upstream", at="2013-07-08T00:00:00Z", decision="drift-abc",
+    )  # fmt: skip
+
+
+def test_a_webhook_is_told_once_in_a_group_and_again_when_it_is_over(tmp_path, receiver, outbox, monkeypatch):
+    monkeypatch.setenv("HOOK", receiver.url)
+    monkeypatch.setenv("TOKEN", "t0k3n")
+    told = channels(tmp_path, '[channels.ops]\nkind = "webhook"\nurl_env = "HOOK"\ntoken_env = "TOKEN"\n')
+    fault(tmp_path, "1")
+    assert fault(tmp_path, "1") == fault(tmp_path, "1")  # the same episode
+    fault(tmp_path, "2", "warning")
+    assert [tell(tmp_path, outbox, told).sent for _ in range(2)] == [2, 0]
+    (body,) = receiver.bodies
+    assert (body["status"], body["model"], body["_token"]) == ("open", "m", "Bearer t0k3n")
+    worst = body["alerts"][0]
+    assert (worst["reason"], worst["since"], worst["explained_by"], worst["runbook"]) == (
+        "Celsius 1", "2013-07-08T00:00:00Z", "trellis explain drift-abc", "docs/runbooks.md#upstream-fault",
+    )  # fmt: skip
+    close_alerts(tmp_path / "alerts", model="m", outcomes={"UPSTREAM_FAULT"}, at="2013-07-15T00:00:00Z")
+    tell(tmp_path, outbox, told)
+    assert [b["status"] for b in receiver.bodies] == ["open", "closed"]
+
+
+def test_a_channel_that_is_down_is_tried_again_kept_and_reported_and_holds_no_other_up(
+    tmp_path, receiver, outbox, caplog, monkeypatch, capsys
+):
+    configured = f'[channels.ops]\nkind = "slack"\nurl_file = "{tmp_path}/hook"\n'
+    (tmp_path / "hook").write_text(receiver.url + "\n")
+    told = channels(tmp_path, configured)
+    receiver.status = 503
+    fault(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        first = tell(tmp_path, outbox, told, now=1_000.0)
+    assert (first.sent, set(first.errors)) == (1, {"ops"})  # the log took it
+    assert "ALERT open" in caplog.text
+    assert "'ops' does not take alerts: it answered 503" in caplog.text
+    assert "secret-path" not in caplog.text + str(first)
+    assert tell(tmp_path, outbox, told, now=1_010.0).errors == {}  # not yet
+    receiver.server.shutdown()
+    receiver.server.server_close()
+    assert "ConnectionRefusedError" in tell(tmp_path, outbox, told, now=1_031.0).errors["ops"]
+    (row,) = [d for d in outbox.deliveries() if d.channel == "ops"]
+    assert (row.attempts, row.told, row.next_at) == (2, "", 1_031.0 + 60)
+    from trellis import settings as module
+
+    module.settings.cache_clear()
+    monkeypatch.setenv("TRELLIS_HOME", str(tmp_path))
+    monkeypatch.setenv("TRELLIS_STORE_URL", f"sqlite:///{tmp_path}/trellis.db")
+    monkeypatch.setenv("TRELLIS_ALERTS", str(tmp_path / "alerts.toml"))
+    monkeypatch.setenv("COLUMNS", "400")
+    assert cli.main(["alerts", "list"]) == 0
+    assert "ops: DOWN, 2 attempts" in capsys.readouterr().out
+    assert cli.main(["alerts", "test"]) == 1
+    assert "log: taken" in capsys.readouterr().out
+    assert cli.main(["alerts", "silence", "--model", "m", "--why", "known", "--hours", "1"]) == 0
+    assert cli.main(["alerts", "deliver"]) == 0  # silenced
+    assert json.loads((cli.main(["alerts", "list", "--json"]), capsys.readouterr().out.split("\n", 2)[2])[1])[
+        "silences"
+    ]
+    module.settings.cache_clear()
+    back = Receiver()
+    (tmp_path / "hook").write_text(back.url)
+    assert tell(tmp_path, outbox, told, now=time.time() + 7_200).sent >= 1
+    assert "Celsius 1" in back.bodies[0]["text"]
+    back.server.shutdown()
+    back.server.server_close()
+
+
+def test_nothing_is_lost_over_kills_and_a_message_told_twice_has_the_same_key(tmp_path, receiver):
+    """Processes that send are killed at every SQL statement in turn; every episode arrives, opened and closed."""
+    url = f"sqlite:///{tmp_path}/trellis.db"
+    told = channels(tmp_path, f'[channels.ops]\nkind = "webhook"\nurl = "{receiver.url}"\n')
+    AlertOutbox(url)
+    wanted, kills = set(), 0
+    for episode in range(3):
+        fault(tmp_path, str(episode), model=f"m{episode}")
+        for status in ("open", "closed"):
+            if status == "closed":
+                close_alerts(tmp_path / "alerts", model=f"m{episode}", outcomes={"UPSTREAM_FAULT"}, at="2013-08-01")
+            wanted.add((f"m{episode}", status))
+            for left in range(3 + episode, 200, 5):
+                child = os.fork()
+                if child == 0:
+                    ended = 1
+                    try:
+                        count = [left]
+
+                        def maybe(*_args, count=count):
+                            count[0] -= 1
+                            if count[0] < 0:
+                                os._exit(9)
+
+                        for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
+                            sa.event.listen(engine(url), moment, maybe)
+                        tell(tmp_path, AlertOutbox(url), told)
+                        ended = 0
+                    finally:
+                        os._exit(ended)
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                kills += code == 9
+                if code == 0:
+                    break
+                assert code == 9
+    assert kills > 20
+    keys = {}
+    for body in receiver.bodies:
+        keys.setdefault(body["key"], set()).add((body["model"], body["status"]))
+    assert {one for told_of in keys.values() for one in told_of} == wanted
+    assert len(keys) == len(wanted)
+    assert all(len(told_of) == 1 for told_of in keys.values())
+
+
+def test_a_mail_carries_what_since_when_why_and_what_to_do(tmp_path, outbox):
+    aiosmtpd = pytest.importorskip("aiosmtpd.controller")
+    got = []
+
+    class Keep:
+        async def handle_DATA(self, _server, _session, envelope):
+            got.append(envelope)
+            return "250 OK"
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = channels(
+        tmp_path,
+        f'[channels.mail]\nkind = "email"\nhost = "127.0.0.1"\nport = {port}\ntls = false\n'
+        'from = "trellis@example.org"\n'
+        'to = ["ops@example.org", "lead@example.org"]\n',
+    )
+    fault(tmp_path)
+    down = tell(tmp_path, outbox, told, now=0.0)
+    assert "'mail' does not take alerts" in down.errors["mail"]
+    server = aiosmtpd.Controller(Keep(), hostname="127.0.0.1", port=port)
+    server.start()
+    try:
+        assert tell(tmp_path, outbox, told, now=60.0).errors == {}
+    finally:
+        server.stop()
+    (mail,) = got
+    text = mail.content.decode()
+    assert mail.rcpt_tos == ["ops@example.org", "lead@example.org"]
+    for part in ("[critical] m", "Celsius 1", "Since: 2013-07-08", "trellis explain drift-abc", "runbooks.md#upstream"):
+        assert part in text
+
+
+@pytest.fixture
+def alertmanager(tmp_path) -> Iterator[str]:
+    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    if program is None:
+        pytest.skip("NO ALERTMANAGER HERE: install prometheus-alertmanager (Debian) to run this test")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "alertmanager.yml"
+    config.write_text("route:\n  receiver: none\nreceivers:\n  - name: none\n")
+    command = [
+        program, f"--config.file={config}", f"--storage.path={tmp_path}/am", f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(150):
+            try:
+                urllib.request.urlopen(f"{url}/-/ready", timeout=1).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_the_real_alertmanager_holds_an_alert_until_it_is_over(tmp_path, outbox, alertmanager):
+    def held() -> list[dict]:
+        with urllib.request.urlopen(f"{alertmanager}/api/v2/alerts?active=true", timeout=5) as answer:
+            return json.load(answer)
+
+    told = channels(tmp_path, f'[channels.am]\nkind = "alertmanager"\nurl = "{alertmanager}"\n')
+    fault(tmp_path)
+    assert tell(tmp_path, outbox, told).errors == {}
+    (alert,) = held()
+    assert alert["labels"]["alertname"] == "TrellisUpstreamFault"
+    assert (alert["labels"]["model"], alert["labels"]["severity"]) == ("m", "critical")
+    assert alert["annotations"]["explained_by"] == "trellis explain drift-abc"
+    close_alerts(tmp_path / "alerts", model="m", outcomes={"UPSTREAM_FAULT"}, at="2013-07-15T00:00:00Z")
+    assert tell(tmp_path, outbox, told).errors == {}
+    end = time.monotonic() + 10
+    while held() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert held() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[channels.x]\nkind = 'pager'\n", "no known kind: 'pager'"),
+        ("[channels.x]\nkind = 'webhook'\n", "needs a url"),
+        ("[channels.x]\nkind = 'email'\nhost = 'h'\nto = 'a'\n", "needs 'from'"),
+        ("[channels.x]\nkind = 'slack'\nurl_env = 'X'\npassword = 'p'\n", "no setting 'password'"),
+        ("[channels.x]\nkind = 'slack'\nurl = 'https://hooks'\n", "no setting 'url'"),  # it is a secret
+        ("[channels.x]\nkind = 'log'\nseverities = ['loud']\n", "'loud' is no severity"),
+        ("[channels", "cannot be read"),
+    ],
+)
+def test_a_wrong_configuration_is_named(tmp_path, text, problem):
+    with pytest.raises(ConfigError, match=problem):
+        channels(tmp_path, text)
+    assert read_channels(None) == [LOG]
+
+
+def test_every_family_of_alerts_has_its_runbook(tmp_path):
+    fault(tmp_path)
+    text = (ROOT / "docs" / "runbooks.md").read_text().lower()
+    sections = {line[3:].replace(" ", "-") for line in text.splitlines() if line.startswith("## ")}
+    assert {"upstream-fault", "drift", "retraining-failed", "retraining-regressed", "breaker-open"} <= sections
+    (alert,) = read_alerts(tmp_path / "alerts")
+    assert alert.runbook.partition("#")[2] in sections
