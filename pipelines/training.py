@@ -27,16 +27,18 @@ from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import sign_artifact
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks
-from trellis.contract import ExportsOnnx, TrainingData, TrainingRun, select
+from trellis.contract import ExportsOnnx, ModelPlugin, TrainingData, TrainingRun, select
 from trellis.decision import Decision, decision_of, dumps
 from trellis.errors import ArtifactError, BrokenPluginError, StorageError, TrellisError
 from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
 from trellis.metrics import blocks_of, intervals
+from trellis.patterns import patterns_agree
 from trellis.rollout import Variant, first_plan
 from trellis.settings import settings
 
 REFERENCE = "reference.json"
+_PARITY_ROWS = 200
 LOSS_MODEL = "performance.json"
 
 
@@ -201,6 +203,7 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
     found = intervals(
         spec.task, test.target, scores, blocks_of(test.time, test.row_id), seed=candidate.recipe.seed, replicates=500
     )
+    ways, disagreements = _parity(plugin, candidate)
     evidence = gate_inputs(
         spec.task,
         test.target,
@@ -214,9 +217,21 @@ def evaluate(candidate: Candidate, rival: Rival | None) -> Evaluation:
         artifact_bytes=read_manifest(Path(candidate.path)).size,
         seed=candidate.recipe.seed,
         confidence=spec.gates.confidence,
+        parity=ways,
+        disagreements=disagreements,
     )
     metrics = {name: (i.lo, i.point, i.hi) for name, i in found.items()}
     return Evaluation(metrics, evidence, rival.version if rival else "")
+
+
+def _parity(plugin: ModelPlugin, candidate: Candidate) -> tuple[Mapping[str, float], Mapping[str, str]]:
+    """Score sample rows in every way the candidate may be served; a way that does not work at all disagrees."""
+    rows = plugin.sample(_PARITY_ROWS)
+    try:
+        found = patterns_agree(plugin, Path(candidate.path), rows, digest=candidate.digest)
+    except TrellisError as error:
+        return {}, {"a way that does not work": str(error)[:500]}
+    return found.worst, found.problems
 
 
 @step()

@@ -92,6 +92,34 @@ def test_running_again_doubles_nothing_and_the_same_seed_gives_the_same_artifact
     assert {d.kind for d in decisions().list()} == {"gate"}
 
 
+def test_a_version_that_answers_otherwise_in_another_way_of_serving_is_rejected(home: Path, monkeypatch):
+    from pipelines import training
+    from pipelines.stores import decisions, plans
+    from trellis.errors import ContractError
+    from trellis.patterns import Parity
+
+    def checked(outcome):
+        [check] = [c for c in decisions().get(outcome.decision).verdict.checks if c.name == "parity"]
+        return check
+
+    first = _train()
+    assert (first.verdict, checked(first).passed) == ("PROMOTE", True)
+    apart = Parity(200, {"batch": 0.0, "embedded": 0.3}, {"embedded": "row 7 differs by 0.3"})
+    monkeypatch.setattr(training, "patterns_agree", lambda *_, **__: apart)
+    second = _train(seed=5)
+    assert second.verdict == "REJECT"
+    assert "embedded: row 7 differs by 0.3" in second.reason
+    assert len(plans().history("toy_binary")) == 1
+
+    def broken(*_, **__):
+        raise ContractError("The exported model did not score.")
+
+    monkeypatch.setattr(training, "patterns_agree", broken)
+    third = _train(seed=6)
+    assert third.verdict == "REJECT"
+    assert "did not score" in third.reason
+
+
 def test_a_worse_challenger_is_refused_and_a_good_one_goes_on_trial(home: Path):
     from pipelines.stores import plans, registry
 

@@ -32,7 +32,12 @@ def decide(inputs: GateInputs, policy: GatePolicy) -> Verdict:
         PROMOTE, HOLD or REJECT. The check ``superiority`` informs and never decides.
     """
     needs: dict[str, float] = {}
-    checks = [_floor(inputs, needs), *_against_champion(inputs, policy, needs), *_limits(inputs, policy)]
+    checks = [
+        _floor(inputs, needs),
+        *_against_champion(inputs, policy, needs),
+        *_limits(inputs, policy),
+        *_parity(inputs),
+    ]
     blocks = sum(n > 0 for n in inputs.blocks.rows)
     informative = {"superiority"}
     failed = [c for c in checks if c.passed is False and c.name not in informative]
@@ -152,6 +157,19 @@ def _rows_needed(pair: Paired, margin: float, level: float) -> float:
 
 def _more(planned: float, rows: int) -> float:
     return float(max(1, round(planned - rows)))
+
+
+def _parity(inputs: GateInputs) -> list[Check]:
+    """Refuse a version that answers otherwise in a batch or on its own than online; nothing if none were compared."""
+    ways = sorted({*inputs.parity, *inputs.disagreements})
+    if not ways:
+        return []
+    worst = max(inputs.parity.values(), default=0.0)
+    if inputs.disagreements:
+        told = "; ".join(f"{way}: {what}" for way, what in sorted(inputs.disagreements.items()))
+        return [Check("parity", False, f"The ways of serving it do not agree: {told}.", worst)]
+    text = f"Online and {', '.join(ways)} give the same answers; the largest difference is {worst:.2g}."
+    return [Check("parity", True, text, worst)]
 
 
 def _limits(inputs: GateInputs, policy: GatePolicy) -> list[Check]:

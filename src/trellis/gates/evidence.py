@@ -63,6 +63,8 @@ class GateInputs:
         window: First and last event time of the test rows, RFC 3339; empty where rows have no time.
         seed: Seed of the bootstrap.
         replicates: Its number of resamples.
+        parity: Way of serving the artifact to its largest difference from scoring row by row; empty if not compared.
+        disagreements: Way to what differs by more than rounding.
     """
 
     task: Task
@@ -80,6 +82,8 @@ class GateInputs:
     segments: Mapping[str, Mapping[str, SegmentBlocks]] = field(default_factory=dict)
     window: tuple[str, str] = ("", "")
     replicates: int = 2_000
+    parity: Mapping[str, float] = field(default_factory=dict)
+    disagreements: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -102,6 +106,8 @@ def gate_inputs(
     seed: int,
     confidence: float = 0.95,
     replicates: int = 2_000,
+    parity: Mapping[str, float] | None = None,
+    disagreements: Mapping[str, str] | None = None,
 ) -> GateInputs:
     """Make the gate's evidence from the scores of both versions on the same test rows.
 
@@ -120,6 +126,8 @@ def gate_inputs(
         seed: Seed of every bootstrap.
         confidence: One-sided level of the metric's bounds; the policy's.
         replicates: Number of resamples.
+        parity: Way of serving to its largest difference from scoring row by row; None if not compared.
+        disagreements: Way to what differs by more than rounding.
 
     Raises:
         ContractError: The metric is not one of the task's, or a score is no answer to the task.
@@ -159,6 +167,8 @@ def gate_inputs(
         segments=parts,
         window=("", "") if time is None else (_rfc3339(np.min(time)), _rfc3339(np.max(time))),
         replicates=replicates,
+        parity=dict(parity or {}),
+        disagreements=dict(disagreements or {}),
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trellis.adapters.datasets import save_dataset
 from trellis.adapters.loading import load_predictor
-from trellis.checks.compare import ATOL, RTOL, difference
+from trellis.checks.compare import ATOL, ONNX_ATOL, ONNX_RTOL, RTOL, difference
 from trellis.contract import Batch, Dataset, ModelPlugin, concat, row_count, select, take
 from trellis.errors import ContractError
 from trellis.patterns.batch import BatchModel, predict_batch
@@ -60,8 +60,9 @@ def patterns_agree(
 ) -> Parity:
     """Score the same rows, features in hand, one by one as online, as a batch, and embedded.
 
-    The embedded way runs in a Python of its own that cannot see Trellis; it is left out where the artifact has no ONNX
-    graph. The tolerance is the conformance kit's: two ways may add in another order, and no more.
+    Where the artifact has an ONNX graph, that is what is served: then the plug-in's own predictor is compared as well,
+    and the embedded way, which runs in a Python of its own that cannot see Trellis. The tolerances are the conformance
+    kit's: two ways may add in another order, a graph may round otherwise than the plug-in, and no more.
 
     Args:
         plugin: The model.
@@ -93,6 +94,9 @@ def patterns_agree(
             lines = [json.dumps(json_row(plugin, columns, i)) for i in range(count)]
             ways["embedded"] = run_export(plugin, place / "export", lines)
     found = {way: difference(answer, one_by_one, rtol=rtol, atol=atol) for way, answer in ways.items()}
+    if engine == "onnx":
+        own = _outputs(plugin, plugin.load(artifact).predict(inputs))
+        found["plug-in"] = difference(own, one_by_one, rtol=max(rtol, ONNX_RTOL), atol=max(atol, ONNX_ATOL))
     problems = {way: problem for way, (problem, _) in found.items() if problem}
     return Parity(count, {way: worst for way, (_, worst) in found.items()}, problems)
 

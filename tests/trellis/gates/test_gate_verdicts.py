@@ -59,6 +59,20 @@ def test_a_worse_candidate_is_rejected_and_an_equal_one_promoted():
     assert equal["REJECT"] == 0
 
 
+def test_a_version_whose_ways_of_serving_disagree_is_rejected_and_one_that_agrees_is_not():
+    rng = np.random.default_rng(5)
+    good = evidence(*days(rng, 60, -0.01), seed=1)
+    assert decide(good, POLICY).outcome == "PROMOTE"
+    agreed = dataclasses.replace(good, parity={"batch": 0.0, "embedded": 2e-8})
+    verdict = decide(agreed, POLICY)
+    [check] = [c for c in verdict.checks if c.name == "parity"]
+    assert (verdict.outcome, check.passed, check.value) == ("PROMOTE", True, 2e-8)
+    apart = dataclasses.replace(agreed, disagreements={"embedded": "row 7 differs by 0.2"})
+    verdict = decide(apart, POLICY)
+    assert verdict.outcome == "REJECT"
+    assert "embedded: row 7 differs by 0.2" in verdict.reason
+
+
 def test_bounds_agree_with_scipys_paired_t_on_a_large_sample():
     rng = np.random.default_rng(2)
     a, b = rng.beta(2, 8, 8_000), rng.beta(2, 8.5, 8_000)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -12,12 +13,15 @@ from prometheus_client import CollectorRegistry
 from services.prediction.app import PredictionService
 from services.prediction.metrics import Metrics
 from trellis.adapters.plan_store import PlanStore
+from trellis.artifact import seal
 from trellis.catalog import Catalogue
 from trellis.contract import Predictor
 from trellis.patterns import export_model, patterns_agree, predict_batch
 from trellis.patterns.parity import json_row, read_scores, run_export
 from trellis.rollout.plan import Variant, first_plan
 from trellis.settings import Settings
+
+ROOT = Path(__file__).parents[3]
 
 ROWS = 60
 # One row or many, another order of float32 sums; and nothing else.
@@ -96,8 +100,8 @@ def test_the_gates_function_says_so_too(way):
     found = patterns_agree(way.trained.plugin, way.trained.artifact, way.rows, digest=way.trained.manifest.digest)
     assert found.agree, found.problems
     assert found.rows == ROWS
-    assert set(found.worst) == {"batch", "embedded"}
-    assert max(found.worst.values()) <= RTOL + ATOL
+    assert set(found.worst) == {"batch", "embedded", "plug-in"}
+    assert max(found.worst["batch"], found.worst["embedded"]) <= RTOL + ATOL
 
 
 class Wrong(Predictor):
@@ -124,3 +128,27 @@ def test_a_way_that_differs_is_named(way, monkeypatch):
     assert not found.agree
     assert set(found.problems) == {"batch"}
     assert f"row {ROWS - 1} differs" in found.problems["batch"]
+
+
+def test_a_graph_of_other_weights_than_the_plugins_is_named(tmp_path):
+    """The export is stale: sealed together with weights that it was not made from."""
+    plugin = Catalogue([ROOT / "tests" / "services" / "toys"], entry_points=False).plugin("toy_tensor")
+    for place, seed in (("good", 0), ("other", 1)):
+        (tmp_path / place).mkdir()
+        matrix = np.random.default_rng(seed).normal(size=(4, 3))
+        (tmp_path / place / "weights.json").write_text(json.dumps(matrix.tolist()))
+    artifact = tmp_path / "good"
+
+    def sealed(weights):
+        plugin.load(weights).export_onnx(artifact / "model.onnx")
+        outputs = tuple(f.name for f in plugin.spec.outputs)
+        how = {"plugin_version": "1", "recipe": "r", "seed": 0, "inputs": plugin.spec.inputs, "outputs": outputs}
+        seal(artifact, model=plugin.spec.name, **how)
+
+    rows = plugin.sample(20)
+    sealed(artifact)
+    assert patterns_agree(plugin, artifact, rows).agree
+    sealed(tmp_path / "other")
+    found = patterns_agree(plugin, artifact, rows)
+    assert set(found.problems) == {"plug-in"}
+    assert found.worst["plug-in"] > 0.01
