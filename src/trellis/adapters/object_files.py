@@ -62,7 +62,7 @@ class ObjectFiles:
         """Make an object of a file.
 
         Raises:
-            StorageError: The store refuses.
+            StorageError: The store refuses, or keeps something else.
         """
         store, root = self._opened
         target = f"{root}/{key}"
@@ -71,6 +71,13 @@ class ObjectFiles:
                 store.create_dir(target.rpartition("/")[0], recursive=True)
             with store.open_output_stream(target) as writing:
                 shutil.copyfileobj(reading, writing, 1 << 20)
+            kept = store.get_file_info(target).size
+        if kept != path.stat().st_size:
+            raise StorageError(
+                f"The object store {self.name!r} kept {kept} bytes of {key}, of {path.stat().st_size}.",
+                where=self.where,
+                remedy="It may not know checksums in trailers: set AWS_REQUEST_CHECKSUM_CALCULATION=when_required.",
+            )
 
     def make(self) -> None:
         """Make the place, its bucket included, if it is not there.

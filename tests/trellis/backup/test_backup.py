@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from tests.trellis.backup.conftest import make_home, missed
 from trellis import settings
+from trellis.adapters import object_files
 from trellis.adapters.database import engine
 from trellis.adapters.feature_store import FeatureStore
 from trellis.adapters.object_files import ObjectFiles
@@ -369,3 +370,14 @@ def test_the_verbs(home: Path, tmp_path: Path, monkeypatch):
         assert (home / "a/table.parquet").exists()
     finally:
         settings.settings.cache_clear()
+
+
+def test_a_store_that_keeps_something_else_is_caught(tmp_path: Path, monkeypatch):
+    """As one that stores the frames of a chunked upload with the content."""
+    store = ObjectFiles("artifacts", (tmp_path / "bucket").as_uri())
+    (tmp_path / "x").write_bytes(b"content")
+    monkeypatch.setattr(
+        object_files.shutil, "copyfileobj", lambda _reading, writing, _size: writing.write(b"7\ncontent\n")
+    )
+    with pytest.raises(StorageError, match=r"kept 10 bytes of a/x, of 7.*AWS_REQUEST_CHECKSUM_CALCULATION"):
+        store.put("a/x", tmp_path / "x")
