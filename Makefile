@@ -85,7 +85,8 @@ pin-images: ## Name images by digest in the cluster overlay: make pin-images COM
 	$(PYTHON) infra/k8s/pin_images.py --commit "$(COMMIT)" $(IMAGES)
 
 scan: install ## Look for secrets in what is tracked; a find that is none goes into .secrets.baseline
-	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+	@mkdir -p dist && cp .secrets.baseline dist/secrets.baseline  # the hook brings line numbers up to date, and ends with 3
+	git ls-files -z | xargs -0 sh -c '$(BIN)/detect-secrets-hook --baseline dist/secrets.baseline "$$@" || [ $$? = 3 ]' scan
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 sbom: install ## List what is installed and what each image holds, as CycloneDX, in dist/
