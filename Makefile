@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo ui serve backup restore check fmt test test-k8s k8s-secrets push-images pin-images scan sbom model-data model-train model-evidence model-rollout bench audit clean
+.PHONY: help install lock demo ui serve backup restore check fmt test test-k8s k8s-secrets push-images pin-images scan sbom model-data model-train model-evidence model-rollout bench audit clean secrets images up status logs down test-stack roll
 
 help: ## Print this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,27 @@ check: install ## Lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+secrets: ## Make the stack's secrets, once, in infra/compose/secrets
+	@$(PYTHON) infra/compose/make_secrets.py
+
+images: ## Build the images: serving, worker, tools
+	GIT_COMMIT=$$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown) docker compose build
+
+up: ## Start the whole stack with docker compose and say what is where
+	@$(PYTHON) infra/compose/stack.py up
+
+roll: ## Replace the prediction service's replicas one by one, without a failed request
+	@$(PYTHON) infra/compose/stack.py roll
+
+status: ## Say what of the stack is where and whether it is healthy
+	@$(PYTHON) infra/compose/stack.py status
+
+logs: ## Follow the stack's logs; SERVICE=name for one service
+	@docker compose logs --follow --tail 100 $(SERVICE)
+
+down: ## Stop the stack, also one that came up half; VOLUMES=1 removes its data too
+	@$(PYTHON) infra/compose/stack.py down $(if $(VOLUMES),--volumes)
+
 fmt: install ## Format and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -110,6 +131,8 @@ model-evidence: install ## Take the latest gate decision again from its evidence
 
 model-rollout: install ## Look at a model's rollout once and take the step that the evidence allows
 	$(BIN)/trellis flow advance "$(MODEL)"
+test-stack: install ## Bring the stack up from nothing, run the whole loop through it, kill every container under load
+	STACK_TEST=1 $(BIN)/python -m pytest tests/stack -x -s
 
 bench: install ## Run the benchmarks; they print ratios against the stock way
 	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Brings every schema up to date, then makes the bucket and the first API key. Run before anything else of the stack;
-# running it again changes nothing. It stops at the first thing that fails and says which.
+# Brings one schema up to date: that of trellis (with the bucket and the first API key), mlflow or prefect. Doing it again
+# changes nothing; what depends on a schema that could not be brought up to date does not start.
 set -eu
-step() {
-  what=$1; shift
-  if ! "$@" > /tmp/step.log 2>&1; then
-    tail -25 /tmp/step.log >&2
-    echo "migrate: $what failed, and nothing after it was done. What the log above says must be mended first; what was" \
-      "there before is untouched (PostgreSQL keeps a failed migration out). Then run: make up" >&2
-    exit 1
-  fi
-  echo "migrate: $what: done"
-}
-step "Trellis's tables, bucket and key" trellis setup --objects "$OBJECTS" --key-file /run/secrets/api_key
-step "MLflow's schema" mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI"
-step "Prefect's schema" prefect server database upgrade --yes
+case $1 in
+  trellis) set -- "$1" trellis setup --objects "$OBJECTS" --key-file /run/secrets/api_key ;;
+  mlflow) set -- "$1" mlflow db upgrade "$MLFLOW_BACKEND_STORE_URI" ;;
+  prefect) set -- "$1" prefect server database upgrade --yes ;;
+esac
+what=$1; shift
+if ! "$@" > /tmp/migration.log 2>&1; then
+  tail -25 /tmp/migration.log >&2
+  echo "migrate: the schema of $what could not be brought up to date, so nothing that needs it is started. Mend what the" \
+    "log above says (its database is named in the secrets, its version in the image) and run: make up" >&2
+  exit 1
+fi
+echo "migrate: the schema of $what is up to date"

@@ -59,7 +59,7 @@ class Story:
         """Play all chapters."""
         tables, data, first = self._first_model()
         with Service() as service:
-            rows = _after_launch(tables)
+            rows = flights_from(tables, LAUNCH)
             self._traffic = Traffic(self._spec, rows, feature_store(), service.url)
             self._service = service
             try:
@@ -241,10 +241,10 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _after_launch(tables: Tables) -> Dataset:
-    """Return every flight from the launch on, with its truth and when it was known; features come from serving."""
+def flights_from(tables: Tables, moment: datetime) -> Dataset:
+    """Return every flight from a moment on, with its truth and when it was known; features come from serving."""
     plugin = plugin_named(MODEL)
     assert isinstance(plugin, ProvidesData)
     rows = plugin.examples(Path(validate(MODEL, tables, suites_digest(MODEL)).tables.path))
     assert rows.time is not None
-    return rows.take(rows.time >= np.datetime64(LAUNCH.replace(tzinfo=None)))
+    return rows.take(rows.time >= np.datetime64(moment.replace(tzinfo=None)))

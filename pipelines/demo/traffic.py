@@ -41,15 +41,17 @@ class Traffic:
         rows: Labelled rows with their times.
         store: The feature store whose online side is kept current.
         url: The service.
+        key: An API key, if the service asks for one.
     """
 
-    def __init__(self, spec: ModelSpec, rows: Dataset, store: FeatureStore, url: str) -> None:
+    def __init__(self, spec: ModelSpec, rows: Dataset, store: FeatureStore, url: str, key: str | None = None) -> None:
         assert rows.time is not None
         assert rows.known is not None
         self._spec = spec
         self._rows = rows.take(np.argsort(rows.time, kind="stable"))
         self._store = store
-        self._client = httpx.Client(base_url=url, timeout=30)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.Client(base_url=url, timeout=30, headers=headers)
         self._landing: list[tuple[np.datetime64, str, int]] = []
         self.tally = Tally()
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 
-def refill(repo: Path, home: Path) -> dict[str, int]:
+def refill(repo: Path, home: Path, online_store: str = "sqlite") -> dict[str, int]:
     """Write the online store anew, up to the moment that it had been brought to.
 
     Redis is not backed up: it holds the latest rows of the feature tables, and they are in the home.
@@ -15,6 +15,7 @@ def refill(repo: Path, home: Path) -> dict[str, int]:
     Args:
         repo: Directory of the Feast definitions.
         home: The restored home.
+        online_store: ``sqlite`` or a Redis URL.
 
     Returns:
         How many keys were written, per view; nothing where nothing had been materialised.
@@ -27,4 +28,4 @@ def refill(repo: Path, home: Path) -> dict[str, int]:
         return {}
     from trellis.adapters.feature_store import FeatureStore
 
-    return FeatureStore(repo, home).materialize(max(until), since=datetime(1970, 1, 1, tzinfo=UTC))
+    return FeatureStore(repo, home, online_store).materialize(max(until), since=datetime(1970, 1, 1, tzinfo=UTC))

@@ -94,7 +94,7 @@ def restore(
             tell=tell,
         )
     if config.online_store != "sqlite":
-        refill(config.feature_repo.resolve(), config.home.resolve())
+        refill(config.feature_repo.resolve(), config.home.resolve(), config.online_store)
     _report(manifest, config.home, "Restored to", as_json)
 
 

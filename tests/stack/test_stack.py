@@ -1,0 +1,299 @@
+"""The whole loop through the stack's own doors, then every container killed under load. Ordered: one test's end is the
+next one's beginning.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from tests.stack.driver import ROOT, Stack, until
+from tests.stack.load import MODEL, Load, Post
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
+
+AT = "2013-05-02T00:00:00Z"
+STORES = ("redis", "object-store", "postgres")
+SERVERS = ("mlflow", "prefect", "worker", "monitor", "evidently", "prometheus", "alertmanager")
+LONG_RUNNING = ("prediction", *STORES, *SERVERS, "gateway")
+
+
+def get(url: str, key: str = "", timeout: float = 10) -> str:
+    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return answer.read().decode()
+
+
+def page(stack: Stack, name: str, path: str = "/", key: str = "") -> str:
+    return get(f"http://127.0.0.1:{stack.ports[name]}{path}", key)
+
+
+def ask(stack: Stack, x: float, name: str = "", at: str = AT) -> dict | None:
+    body = {"rows": [{"x": x, "z": "a", "at": at}]} | ({"id": name} if name else {})
+    with Post(stack.ports["API"], stack.key) as post:
+        status, answer = post(f"/v1/models/{MODEL}/predict", body)
+    return answer["predictions"][0] if status == "200" else None
+
+
+def send(stack: Stack, rows: list[dict], labels: list[int], seen: str, name: str) -> None:
+    """Let rows be predicted, 200 at a time, and tell the truth about them."""
+    with Post(stack.ports["API"], stack.key) as post:
+        for start in range(0, len(rows), 200):
+            body = {"id": f"{name}-{start}", "rows": rows[start : start + 200]}
+            status, answer = post(f"/v1/models/{MODEL}/predict", body)
+            assert status == "200", answer
+            truths = zip(answer["predictions"], labels[start : start + 200], strict=True)
+            told = [{"id": p["id"], "value": y, "observed_at": seen} for p, y in truths]
+            status, answer = post(f"/v1/models/{MODEL}/labels", {"labels": told})
+            assert (status, answer) == ("200", {"accepted": len(told)})
+
+
+def flow(stack: Stack, name: str, **parameters) -> str:
+    """Run a deployment through Prefect's API, on the worker; return the flow run's final state."""
+    api = f"http://127.0.0.1:{stack.ports['PREFECT']}/api"
+
+    def post(path: str, body: dict) -> dict:
+        request = urllib.request.Request(
+            api + path, json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read())
+
+    found = json.loads(get(f"{api}/deployments/name/{name.replace('_', '-')}/trellis"))
+    run = post(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def ended() -> str | None:
+        state = json.loads(get(f"{api}/flow_runs/{run['id']}"))["state"]
+        return f"{state['type']} {state['message'] or ''}" if state["type"] in final else None
+
+    return until(ended, 600, f"the flow {name} ends")
+
+
+def plan(stack: Stack) -> dict:
+    return json.loads(page(stack, "API", f"/v1/models/{MODEL}", stack.key))
+
+
+def decisions(stack: Stack, kind: str = "") -> list[dict]:
+    found = json.loads(stack.trellis("decisions", "--model", MODEL, "--json"))
+    return [one for one in found if not kind or one["kind"] == kind]
+
+
+def test_from_nothing_to_a_correct_prediction(stack: Stack, figures):
+    began = time.monotonic()
+    stack.verb("up", "--no-build")
+    figures["up: seconds until everything is healthy"] = round(time.monotonic() - began, 1)
+    found = until(lambda: ask(stack, 1.0), 600, "the first model answers")
+    figures["up: seconds until the first correct prediction"] = round(time.monotonic() - began, 1)
+    assert found["probability"] == pytest.approx(0.9, abs=0.05)
+    assert ask(stack, -1.0)["probability"] == pytest.approx(0.1, abs=0.05)
+    figures["up: load average of the machine"] = os.getloadavg()[0]
+
+
+def test_status_lists_what_is_where_and_down_here_means_loopback(stack: Stack):
+    text = stack.verb("status").stdout
+    for service in LONG_RUNNING:
+        assert re.search(rf"^{service}\s+(healthy|running)", text, re.M), text
+    assert "api_key" in text
+    assert stack.key not in text
+    for row in stack.containers():
+        for port in row.get("Publishers") or []:
+            assert not port["PublishedPort"] or port["URL"] == "127.0.0.1", row["Service"]
+
+
+def test_every_page_answers_with_its_own_content(stack: Stack):
+    assert "openapi" in page(stack, "API", "/docs").lower()
+    assert MODEL in page(stack, "API", "/v1/models", stack.key)
+    assert "MLflow" in page(stack, "MLFLOW")
+    versions = json.loads(page(stack, "MLFLOW", "/api/2.0/mlflow/model-versions/search"))["model_versions"]
+    assert versions[0]["source"].startswith("s3://trellis/mlflow/")
+    assert "Prefect" in page(stack, "PREFECT", "/dashboard")
+    assert "evidently" in page(stack, "EVIDENTLY").lower()
+    assert "Prometheus" in page(stack, "PROMETHEUS", "/classic/graph") or page(stack, "PROMETHEUS", "/-/ready")
+    assert "TrellisDrift" in page(stack, "PROMETHEUS", "/api/v1/rules")
+    assert "webhook" in page(stack, "ALERTMANAGER", "/api/v2/status")
+
+    def all_up() -> bool:
+        found = json.loads(page(stack, "PROMETHEUS", "/api/v1/targets"))["data"]["activeTargets"]
+        assert {(t["labels"]["job"], t["health"]) for t in found} == {
+            ("prediction", "up"),
+            ("monitor", "up"),
+            ("prometheus", "up"),
+        }, found
+        return sum(t["labels"]["job"] == "prediction" for t in found) == 2
+
+    until(all_up, 90, "Prometheus reads both replicas and the monitor")
+
+
+def test_without_the_key_nothing_is_answered(stack: Stack):
+    with Post(stack.ports["API"], "trellis_000000000000_wrong") as post:
+        status, _ = post(f"/v1/models/{MODEL}/predict", {"rows": []})
+    assert status == "401"
+
+
+def test_a_challenger_goes_through_prefect_into_a_canary_and_back(stack: Stack, figures):
+    first = plan(stack)["version"]
+    began = time.monotonic()
+    ended = flow(stack, "train_model", model=MODEL, until="2013-06-01T00:00:00Z")
+    assert ended.startswith("COMPLETED"), ended
+    figures["train through Prefect: seconds"] = round(time.monotonic() - began, 1)
+    until(lambda: len(plan(stack)["variants"]) == 2, 30, "the canary is planned and taken up")
+    answered = {ask(stack, 1.0, f"unit-{i}")["version"] for i in range(60)}
+    assert len(answered) == 2
+    began = time.monotonic()
+    stack.trellis("rollout", "rollback", MODEL, "--why", "the test says so")
+    until(lambda: [v["version"] for v in plan(stack)["variants"]] == [first], 30, "everything is the champion's again")
+    until(lambda: {ask(stack, 1.0, f"again-{i}")["version"] for i in range(40)} == {first}, 30, "on both replicas")
+    figures["roll back: seconds, command line included"] = round(time.monotonic() - began, 1)
+
+
+def test_the_same_data_get_the_same_decision_embedded(stack: Stack, tmp_path):
+    """SQLite, local files and no server against PostgreSQL, Redis, S3, MLflow's server and Prefect."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TRELLIS_", "PREFECT_"))}
+    environment = kept | {"TRELLIS_HOME": str(tmp_path), "TRELLIS_MODELS": str(ROOT / "tests/pipelines/toys")}
+    outcomes = []
+    for end in ("2013-05-01T00:00:00Z", "2013-06-01T00:00:00Z"):
+        command = [sys.executable, "-m", "pipelines", "train", MODEL, "--until", end, "--json"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode in (0, 3), done.stderr
+        outcomes.append(json.loads(done.stdout))
+    code = "import sys; sys.argv = ['trellis', 'decisions', '--model', sys.argv[1], '--json']; "
+    code += "from trellis.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, MODEL], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    here = [one for one in json.loads(done.stdout) if one["kind"] == "gate"]
+    there = decisions(stack, "gate")[:2]
+
+    def said(found: list[dict]) -> list[tuple]:
+        """What was decided about which artifact, at which event time; how long a row took is the machine's."""
+        return [(one["subject"], one["at"], one["outcome"]) for one in found]
+
+    assert len(here) == 2
+    assert said(here) == said(there)
+
+
+def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
+    """x moves up by two and the law turns round: harm, so the monitor says drift, and the loop trains again."""
+    began = time.monotonic()
+    for week, name in enumerate(("calm", "calm2", "turned")):
+        rows, labels = [], []
+        for i in range(1200):
+            x = ((i * 7919) % 1200 / 1200 - 0.5) * 4 + (2.5 if name == "turned" else 0)
+            day, hour = divmod(i % 160, 24)
+            at = f"2013-05-{2 + 7 * week + day:02d}T{hour:02d}:{i // 160:02d}:00Z"
+            rows.append({"x": round(x, 4), "z": "ab"[i % 2], "at": at})
+            expected = x > 0 if name != "turned" else i % 10 < 3
+            labels.append(int(expected))
+        send(stack, rows, labels, "2013-05-30T00:00:00Z", name)
+    sent = time.monotonic()
+
+    def heard() -> bool:
+        return '"TrellisDrift"' in stack.compose("logs", "--no-log-prefix", "webhook")
+
+    until(heard, 300, "the webhook hears of the drift", pause=2)
+    figures["drift: seconds from the last label to the webhook"] = round(time.monotonic() - sent, 1)
+    versions = len(decisions(stack, "gate"))
+    ended = flow(stack, "turn_loop", model=MODEL, now="2013-06-15T00:00:00Z", report=False)
+    assert ended.startswith("COMPLETED"), ended
+    assert [one["outcome"] for one in decisions(stack, "retrain")][-1] == "RETRAIN"
+    assert len(decisions(stack, "gate")) == versions + 1
+    figures["loop: seconds from the last label to the retrained version"] = round(time.monotonic() - began, 1)
+
+
+def test_a_rolling_update_fails_no_request(stack: Stack, figures):
+    before = set(stack.ids("prediction"))
+    with Load(stack.ports["API"], stack.key, "rolling") as load:
+        time.sleep(2)
+        stack.verb("roll", "--no-build")
+        time.sleep(2)
+    tally = load.tally
+    assert len(set(stack.ids("prediction")) - before) == len(before)
+    figures["rolling update: requests, failed"] = (tally.asked, tally.failed, tally.why)
+    assert tally.asked > 100
+    assert tally.failed == 0, tally.why
+
+
+def kill(stack: Stack, container: str) -> None:
+    """Kill a container's process as a crash would: `docker kill` would count as a wish and not be restarted."""
+    pid = stack.inspect(container)["State"]["Pid"]
+    assert pid
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (PermissionError, ProcessLookupError):  # not our machine's own engine, or not its root
+        image = stack.inspect(container)["Config"]["Image"]
+        rights = ("--pid=host", "--user=0", "--cap-add=KILL", "--entrypoint=kill")
+        stack.run("docker", "run", "--rm", *rights, image, "-9", str(pid))
+
+
+def whole(state: dict) -> bool:
+    return state["Running"] and state.get("Health", {"Status": "healthy"})["Status"] == "healthy"
+
+
+def test_every_container_killed_once_under_load_loses_nothing(stack: Stack, figures):
+    before = {one["id"] for one in decisions(stack)}
+    history = stack.trellis("rollout", "show", MODEL, "--json")
+    recovery: dict[str, float] = {}
+    per_service: dict[str, tuple] = {}
+    acknowledged: list[str] = []
+    labelled: list[str] = []
+    asked = failed = given_up = outside_failed = 0
+    for service in LONG_RUNNING:
+        container = stack.ids(service)[0]
+        with Load(stack.ports["API"], stack.key, f"kill-{service}") as load:
+            time.sleep(1)
+            started = stack.inspect(container)["State"]["StartedAt"]
+            kill(stack, container)
+            began = time.monotonic()
+
+            def back(container=container, started=started) -> bool:
+                state = stack.inspect(container)["State"]
+                return state["StartedAt"] != started and whole(state)
+
+            until(back, 240, f"{service} is healthy again")
+            recovery[service] = round(time.monotonic() - began, 1)
+            until(lambda: ask(stack, 1.0), 60, "predictions after it")
+        tally = load.tally
+        per_service[service] = (tally.asked, tally.failed, tally.given_up, tally.why)
+        asked, failed, given_up = asked + tally.asked, failed + tally.failed, given_up + tally.given_up
+        outside_failed += tally.failed if service != "gateway" else 0
+        acknowledged += tally.acknowledged
+        labelled += tally.labelled
+    figures["kills: seconds until healthy again"] = recovery
+    figures["kills: asked, failed attempts, given up, why; per container"] = per_service
+    figures["kills: success of requests, with a caller that asks again"] = f"{1 - given_up / asked:.4%} of {asked}"
+    figures["kills: success of single attempts, the gateway's own kill left out"] = f"{1 - outside_failed / asked:.4%}"
+    code = "from pathlib import Path; from trellis.adapters.prediction_log import read_predictions, read_labels; "
+    code += f"h = Path('/var/lib/trellis'); print('\\n'.join(read_predictions(h, '{MODEL}')['id'])); print('=='); "
+    code += f"print('\\n'.join(read_labels(h, '{MODEL}')['id']))"
+    kept, _, truths = stack.python(code).partition("==\n")
+    lost = set(acknowledged) - set(kept.split())
+    figures["kills: acknowledged predictions and labels, lost"] = (len(acknowledged), len(labelled), len(lost))
+    assert not lost
+    assert not set(labelled) - set(truths.split())
+    assert before <= {one["id"] for one in decisions(stack)}
+    assert stack.trellis("rollout", "show", MODEL, "--json") == history
+    assert 1 - given_up / asked >= 0.999, per_service
+    assert 1 - outside_failed / asked >= 0.999, per_service
+    assert stack.verb("status").returncode == 0
+
+
+def test_idle_it_takes_less_than_six_gibibytes(stack: Stack, figures):
+    time.sleep(20)
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    used = {}
+    names = stack.compose("ps", "--format", "{{.Name}}").split()
+    told = stack.run("docker", "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", *names).stdout
+    for line in told.splitlines():
+        name, amount, *_ = line.split()
+        number, unit = re.match(r"([\d.]+)(\w+)", amount).groups()
+        used[name.removeprefix(stack.name + "-")] = round(float(number) * units[unit] / 2**20)
+    figures["idle: MiB by container"] = used
+    figures["idle: GiB in all"] = round(sum(used.values()) / 1024, 2)
+    assert sum(used.values()) < 6 * 1024
