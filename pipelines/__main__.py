@@ -110,6 +110,27 @@ def replay(model: Model, as_json: AsJson = False) -> None:
     _say(found, "\n".join(lines) or f"No row of {model} is quarantined.", as_json)
 
 
+@app.command("predict-batch")
+def predict_batch(
+    model: Model,
+    source: Annotated[str, typer.Option("--input", help="Parquet file with a column per request field.")],
+    output: Annotated[str, typer.Option(help="Parquet file to write: one row per input row, in its order.")],
+    version: Annotated[str, typer.Option(help="Score with this version; the champion if not given.")] = "",
+    on_bad: Annotated[str, typer.Option(help="stop at a bad row, or skip it with nulls and a reason.")] = "stop",
+    keep: Annotated[list[str] | None, typer.Option(help="Carry this input column over; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a table as a flow; the same as `trellis predict-batch`, and a deployment for schedules."""
+    from pipelines.batch import predict_table
+
+    if on_bad not in ("stop", "skip"):
+        raise ConfigError(f"{on_bad!r} is no way to treat bad rows.", where="--on-bad", remedy="Use stop or skip.")
+    with reporting(StepProgress(quiet=as_json)):
+        made = predict_table(model, source, output, version, "skip" if on_bad == "skip" else "stop", keep)
+    text = f"{made.rows:,} rows with version {made.version}, {made.rejected:,} of them refused: {made.output}"
+    _say(made, text, as_json)
+
+
 @app.command()
 def deploy() -> None:
     """Serve the flows as deployments of the Prefect server at PREFECT_API_URL, until interrupted."""

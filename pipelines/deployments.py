@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pipelines import data, loop, rollout, training
+from pipelines import batch, data, loop, rollout, training
 from pipelines.steps import Flow
 from trellis.errors import ConfigError
 from trellis.settings import settings
@@ -17,7 +17,7 @@ from trellis.settings import settings
 NAME = "trellis"
 FLOWS: dict[str, Flow[Any, Any]] = {
     flow.function.__name__: flow
-    for flow in (data.prepare_data, training.train_model, rollout.advance_rollout, loop.turn_loop)
+    for flow in (data.prepare_data, training.train_model, rollout.advance_rollout, loop.turn_loop, batch.predict_table)
 }
 
 

@@ -23,6 +23,8 @@ _WORDS = {
     "follow_verdict": "following the verdict",
     "pass_time": "waiting for the stage to end",
     "look": "watching the traffic",
+    "choose_version": "choosing the version",
+    "score_table": "scoring the table",
     "weigh_retraining": "weighing a retraining",
 }
 
