@@ -63,11 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skew.add_argument("--json", action="store_true", help="print the whole result as JSON")
     tells = commands.add_parser("alerts", help="list alerts, silence some, test the channels, deliver what is due")
     add_arguments(tells)
-    serve = commands.add_parser("exporter", help="serve the metrics of the last looks to Prometheus")
+    serve = commands.add_parser("exporter", help="serve looks, rollouts, decisions, flows and features to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
     serve.add_argument("--watch-every", type=float, default=0, help="seconds between looks; 0 for none")
     serve.add_argument("--no-report", action="store_true", help="let the looks write no Evidently report")
+    commands.add_parser("rules", help="print the Prometheus rules of the service level objectives")
+    boards = commands.add_parser("boards", help="write the Grafana dashboards")
+    boards.add_argument("directory", type=Path, nargs="?", default=Path("monitoring/grafana/dashboards"))
     chosen = parser.parse_args(arguments)
     logging.basicConfig(
         level=settings().log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
@@ -82,6 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _stand(chosen)
         if chosen.command == "skew":
             return _replay(chosen)
+        if chosen.command == "rules":
+            from monitoring.slo import dumps
+
+            sys.stdout.write(dumps())
+            return 0
+        if chosen.command == "boards":
+            from monitoring.boards import boards as all_boards
+            from monitoring.grafana_json import write_all
+
+            for path in write_all(all_boards(), chosen.directory):
+                sys.stdout.write(f"{path}\n")
+            return 0
         return _look(chosen)
     except TrellisError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -193,10 +208,18 @@ def _serve(chosen: argparse.Namespace) -> int:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from monitoring.metrics import TextFile
+    from monitoring.state_metrics import FeatureMarks, FlowRuns, StoreState
 
+    home = Path(settings().home).resolve()
     registry = CollectorRegistry()
-    registry.register(TextFile(Path(settings().home) / "metrics" / "watch.prom"))
-    stop, home = threading.Event(), settings().home.resolve()
+    for collector in (
+        TextFile(home / "metrics" / "watch.prom"),
+        StoreState(settings().database_url),
+        FlowRuns(home / "flows" / "runs.jsonl"),
+        FeatureMarks(home / "feast" / "watermarks.json"),
+    ):
+        registry.register(collector)
+    stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(home, chosen, stop))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitoring.look_metrics import add_look
 from monitoring.performance import Standing
 from trellis.adapters.files import write_atomically
-from trellis.drift import Diagnosis, Window
+from trellis.adapters.look_store import Look
+from trellis.drift import Diagnosis
 from trellis.ledger import Point
 from trellis.quality import QualityFinding, SkewReport
 
@@ -24,9 +26,7 @@ OUTCOMES = ("STABLE", "DRIFT", "UPSTREAM_FAULT", "INSUFFICIENT")
 
 def publish(
     path: Path,
-    model: str,
-    version: str,
-    window: Window,
+    look: Look,
     found: Diagnosis,
     standing: Standing,
     quality: Sequence[QualityFinding] = (),
@@ -36,14 +36,13 @@ def publish(
 
     Args:
         path: The file, replaced as a whole.
-        model: The model.
-        version: The version watched.
-        window: The window judged.
-        found: Its diagnosis.
+        look: What the look found.
+        found: The diagnosis of the window judged.
         standing: What is known of performance; the newest window of every version and stage is published.
         quality: What was wrong with the window's rows.
         skew: Its features beside their recomputation.
     """
+    model, version = look.model, look.version
     registry = CollectorRegistry()
     for family in _kept(path, model):
         registry.register(_Fixed(family))
@@ -68,9 +67,9 @@ def publish(
     fault = gauge("trellis_drift_fault", "Signs of an upstream fault in the last look.", "column", "view", "kind")
     for item in found.faults:
         fault.labels(model, item.column, item.view, item.kind).set(1)
-    gauge("trellis_watch_rows", "Predictions in the window judged.").labels(model).set(window.rows)
+    gauge("trellis_watch_rows", "Predictions in the window judged.").labels(model).set(look.rows)
     end = gauge("trellis_watch_window_end_seconds", "End of the window judged, event time, Unix seconds.")
-    end.labels(model).set(_seconds(window.end))
+    end.labels(model).set(_seconds(look.end))
     gauge("trellis_watch_run_seconds", "When the last look was taken, Unix seconds.").labels(model).set(time.time())
     if found.harm is not None:
         harm = gauge("trellis_model_loss_increase", "Mean loss minus the one expected from training.", "version")
@@ -81,6 +80,7 @@ def publish(
     wrong = gauge("trellis_label_findings", "Labels left out of the ledger, by reason.", "kind")
     for finding in standing.findings:
         wrong.labels(model, finding.kind).set(finding.count)
+    add_look(own, look)
 
     families = [*registry.collect(), *own.collect()]
     write_atomically(path, _render(families))

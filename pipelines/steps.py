@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, get_type_hints
 
@@ -50,12 +51,13 @@ class Reporter(Protocol):
 
 @dataclass
 class FlowRun:
-    """One run of a flow: the time each step worked, and the whole."""
+    """One run of a flow: the time each step worked, and the whole; the name of the error that ended it, if one did."""
 
     name: str
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     wall: float = 0.0
+    error: str = ""
 
     @property
     def work(self) -> float:
@@ -236,6 +238,9 @@ def _accounted(name: str) -> Iterator[None]:
     begun = time.perf_counter()
     try:
         yield
+    except BaseException as error:
+        run.error = type(error).__name__
+        raise
     finally:
         run.wall = time.perf_counter() - begun
         _RUN.reset(token)
@@ -262,6 +267,8 @@ def _log(run: FlowRun) -> None:
     line = dumps(
         {
             "flow": run.name,
+            "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "error": run.error,
             "wall_seconds": round(run.wall, 3),
             "overhead_seconds": round(run.overhead, 3),
             "steps": {name: round(seconds, 3) for name, seconds in run.seconds.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -140,6 +140,13 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+
+    def expect(self, model: str, versions: Iterable[str]) -> None:
+        """Begin a model's counts of failures at zero: that a series has risen which begins at one, nobody can tell."""
+        for counter in (self.log_failures, self.load_failures):
+            counter.labels(model)
+        for version in versions:
+            self.variant_errors.labels(model, version)
 
     def answered(self, model: str, code: int, seconds: float) -> None:
         """Count an answered request."""

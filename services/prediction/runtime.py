@@ -248,6 +248,7 @@ class Models:
             # One assignment: requests under way keep the old one, and the last of them releases it.
             model.active = Active(plan, versions, _previous(active, plan))
             self._metrics.revision.labels(name).set(plan.revision)
+            self._metrics.expect(name, versions)
             if not repeated:
                 shares = ", ".join(f"{v.version} ({v.role}) {v.weight:g}" for v in plan.variants)
                 logger.info("%s follows revision %d: %s", name, plan.revision, shares)

@@ -100,10 +100,10 @@ class Served:
         change: Callable[[dict[str, np.ndarray]], Mapping[str, Any]] = lambda r: r,
         *,
         version: str = "1",
-        labels: bool = True,
+        labels: float = 1.0,
         drop: tuple[str, ...] = (),
     ) -> datetime:
-        """Write the next days' predictions (and labels); return the moment after them."""
+        """Write the next days' predictions, and the first share of ``labels``; return the moment after them."""
         first = SERVED + timedelta(days=self.days)
         drawn = dict(change(rows(first, days, self.seed)))
         log, truths = (
@@ -135,8 +135,7 @@ class Served:
             seen = f"{moment + np.timedelta64(120, 'm')}Z"
             answers.append({"id": name, "value": int(drawn["late"][i]), "observed_at": seen, "received_at": seen})
         log.extend(records)
-        if labels:
-            truths.extend(answers)
+        truths.extend(answers[: int(len(answers) * labels)])
         log.close()
         truths.close()
         self.days += days
@@ -160,6 +159,11 @@ def subject() -> Subject:
     )
     model = fit_loss_model(SPEC, held["late"], held["probability"], held, held["time"].astype("datetime64[D]"))
     return Subject(SPEC, "1", reference, VIEWS, loss_models={"1": model})
+
+
+@pytest.fixture(scope="session")
+def serve_in(subject: Subject) -> Callable[[Path], Served]:
+    return lambda home: Served(home, subject)
 
 
 @pytest.fixture
