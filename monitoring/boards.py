@@ -186,6 +186,14 @@ def _drift() -> Board:
                   [(f"topk(10, trellis_drift_null_ratio{{{_M}}})", "{{model}} {{column}}")], "percentunit"),
             Panel("Rows looked at", "Predictions in the window judged.",
                   [(f"trellis_watch_rows{{{_M}}}", "{{model}}")]),
+            Panel("Data quality", "Share of the window's rows with a fault, by kind and column; none is best.",
+                  [(f"topk(10, trellis_data_quality{{{_M}}})", "{{model}} {{column}}: {{kind}}")], "percentunit"),
+            Panel("Training/serving skew", "Share of rows whose features differ from their recomputation, and what is "
+                  "acceptable.",
+                  [(f"trellis_skew_rate{{{_M}}}", "{{model}}"), (f"trellis_skew_slo{{{_M}}}", "{{model}} acceptable")],
+                  "percentunit"),
+            Panel("Causes of skew", "Rows that each cause concerns.",
+                  [(f"trellis_skew_finding{{{_M}}}", "{{model}} {{view}}: {{cause}}")], kind="bargauge", width=24),
         ],
         span="now-30d",
     )  # fmt: skip

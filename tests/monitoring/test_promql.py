@@ -1,7 +1,8 @@
 """Every query of boards, rules and alerts against a real Prometheus that scrapes the real service and exporter.
 
 Panels and alerts that speak of trouble get it for real: a version raises, one is slow, a feature store goes away, a log
-cannot be written, labels stay out, a feed changes its unit, a rollout is paused, a flow fails, a target is not there.
+cannot be written, labels stay out, a feed changes its unit, serving and training disagree, a rollout is paused, a flow
+fails, a target is not there.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ def _late(rows):
 
 
 def _troubled(filled, serve_in, home: Path) -> Path:
-    """A home whose model has lost its way, whose labels stay out, and one of whose labels is of nobody."""
+    """A home whose model has lost its way, whose labels stay out or are of nobody, whose features are skewed."""
     from monitoring.watch import watch
     from trellis.adapters.prediction_log import LabelLog
 
@@ -273,10 +274,27 @@ def _troubled(filled, serve_in, home: Path) -> Path:
         {"id": "nobody", "value": 1, "observed_at": "2013-07-05T00:00:00Z", "received_at": "2013-07-05T00:00:00Z"}
     )
     log.close()
-    watch(served.subject, home, served.serve(7, _late, labels=0.2), report=False)
+    until = served.serve(7, lambda r: {**_late(r), "load": r["load"] + 0.5}, labels=0.2)
+    watch(served.subject, home, until, report=False, store=_Offline(served.drawn(7, 7)))
     for path in filled.home.glob("trellis.db*"):
         shutil.copy(path, home)
     return home
+
+
+class _Offline:
+    """Our port to the offline store: the features as training would see them, the temperature in Celsius."""
+
+    def __init__(self, rows) -> None:
+        self._at = {moment: i for i, moment in enumerate(rows["time"])}
+        self._rows = {**rows, "temp": (rows["temp"] - 32) / 1.8}
+
+    def training_set(self, service, rows, time):
+        at = [self._at.get(moment) for moment in time]
+        names = ("temp", "wind", "late_rate")
+        return {name: np.array([np.nan if i is None else self._rows[name][i] for i in at]) for name in names}
+
+    def slas(self, service):
+        return ()
 
 
 def _paused(home: Path) -> None:
