@@ -173,7 +173,7 @@ def test_the_same_data_get_the_same_decision_embedded(stack: Stack, tmp_path):
 
     def said(found: list[dict]) -> list[tuple]:
         """What was decided about which artifact, at which event time; how long a row took is the machine's."""
-        return [(one["subject"], one["at"], one["outcome"]) for one in found]
+        return [(one["subject"], one["at"], one["verdict"]["outcome"]) for one in found]
 
     assert len(here) == 2
     assert said(here) == said(there)
@@ -202,7 +202,7 @@ def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
     versions = len(decisions(stack, "gate"))
     ended = flow(stack, "turn_loop", model=MODEL, now="2013-06-15T00:00:00Z", report=False)
     assert ended.startswith("COMPLETED"), ended
-    assert [one["outcome"] for one in decisions(stack, "retrain")][-1] == "RETRAIN"
+    assert [one["verdict"]["outcome"] for one in decisions(stack, "retrain")][-1] == "RETRAIN"
     assert len(decisions(stack, "gate")) == versions + 1
     figures["loop: seconds from the last label to the retrained version"] = round(time.monotonic() - began, 1)
 
