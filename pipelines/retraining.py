@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.data import Tables, TrainingSet, model_code, prepare_data
+from pipelines.data import Tables, model_code, prepare_data
+from pipelines.fitting import Start
 from pipelines.moments import moment, utc
 from pipelines.plugins import plugin_named
-from pipelines.training import Candidate, Outcome, Recipe, conformance, train, train_model
+from pipelines.stores import registry
+from pipelines.training import Candidate, Outcome, Recipe, admit, conformance, train
 from trellis.loop import Cycle
 
 _CANDIDATE = TypeAdapter(Candidate)
@@ -42,18 +44,20 @@ class Retraining:
         recipe = self.recipe or Recipe(plugin_named(self.model).spec.recipes[0])
         seeded = replace(recipe, seed=int(cycle.decision.rpartition("-")[2][:6], 16))
         code = model_code(self.model)
-        candidate = train(self.model, code, self._rows(cycle), seeded)
+        policy, champion = plugin_named(self.model).spec.retrain, registry().version(self.model, cycle.champion)
+        since, start = self.since, None
+        if policy.method == "window":
+            since = since or utc((moment(cycle.at) - timedelta(days=policy.window_days)).isoformat())
+        elif policy.method in ("incremental", "online"):
+            since = since or champion.tags.get("until", "")
+            rows = policy.online_rows if policy.method == "online" else 0
+            start = Start(champion.version, str(champion.location), champion.digest, rows)
+        training_set = prepare_data(self.model, since, cycle.at, self.tables)
+        candidate = train(self.model, code, training_set, seeded, start)
         conformance(candidate, code)
         work: Mapping[str, Any] = _CANDIDATE.dump_python(candidate, mode="json")
         return work
 
     def gate(self, cycle: Cycle) -> Outcome:
         """Judge the cycle's candidate, register it and plan its rollout; the training's step is not done again."""
-        made = _CANDIDATE.validate_python(cycle.work)
-        return train_model(self.model, made.recipe, training_set=made.training_set, at=cycle.at)
-
-    def _rows(self, cycle: Cycle) -> TrainingSet:
-        policy, since = plugin_named(self.model).spec.retrain, self.since
-        if not since and policy.method == "window":
-            since = utc((moment(cycle.at) - timedelta(days=policy.window_days)).isoformat())
-        return prepare_data(self.model, since, cycle.at, self.tables)
+        return admit(_CANDIDATE.validate_python(cycle.work), cycle.at)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
+from pipelines.fitting import Start, fit
 from pipelines.plugins import plugin_named
 from pipelines.rollout import begin_rollout, mirror
 from pipelines.scoring import latency_p95_ms, loss_model_of, reference_of, score
@@ -60,6 +61,7 @@ class Candidate:
         path: Directory of the artifact.
         digest: Its digest.
         training_set: What it was trained on.
+        start: Version that learned these rows; empty where it was trained from nothing.
     """
 
     model: str
@@ -67,6 +69,7 @@ class Candidate:
     path: str
     digest: str
     training_set: TrainingSet
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,14 @@ def _intact(candidate: Candidate) -> bool:
 
 
 @step(intact=_intact)
-def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> Candidate:  # noqa: ARG001 (part of the key)
-    """Fit the recipe, write its artifact with the drift reference of its training rows, and seal it."""
+def train(
+    model: str,
+    code: str,  # noqa: ARG001 (part of the key)
+    training_set: TrainingSet,
+    recipe: Recipe,
+    start: Start | None = None,
+) -> Candidate:
+    """Fit the recipe, or let ``start`` learn, and seal the artifact with the drift reference of its training rows."""
     plugin = plugin_named(model)
     parts = split(load(training_set), gap_hours=plugin.spec.target.delay_hours)
     root = settings().directory("candidates")
@@ -134,7 +143,7 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
         artifact.mkdir()
         run = TrainingRun(recipe.seed, recipe.name, scratch, dict(recipe.params))
         try:
-            predictor = plugin.train(TrainingData(parts.train, parts.validation), run)
+            predictor = fit(plugin, TrainingData(parts.train, parts.validation), run, start)
             predictor.save(artifact)
             if isinstance(predictor, ExportsOnnx):
                 predictor.export_onnx(artifact / ONNX_MODEL)
@@ -168,7 +177,7 @@ def train(model: str, code: str, training_set: TrainingSet, recipe: Recipe) -> C
         path = root / f"{model}-{manifest.digest[:16]}"
         shutil.rmtree(path, ignore_errors=True)  # a broken one of the same content, or the very same
         artifact.replace(path)
-    return Candidate(model, recipe, str(path), manifest.digest, training_set)
+    return Candidate(model, recipe, str(path), manifest.digest, training_set, start.version if start else "")
 
 
 @step()
@@ -268,6 +277,7 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
         "feature_version": data.features or "none",
         "plugin_version": plugin.spec.version,
         "recipe": candidate.recipe.name,
+        "start": candidate.start or "none",
         "seed": str(candidate.recipe.seed),
         "rows": str(data.rows),
         "since": data.since,
@@ -350,10 +360,20 @@ def train_model(
     chosen = recipe or Recipe(plugin_named(model).spec.recipes[0])
     code = model_code(model)
     data = training_set or prepare_data(model, since, until, tables)
-    candidate = train(model, code, data, chosen)
-    report = conformance(candidate, code)
+    return admit(train(model, code, data, chosen), at or data.until)
+
+
+def admit(candidate: Candidate, at: str) -> Outcome:
+    """Check, evaluate, gate and register a candidate, and plan its rollout: the rest of ``train_model``.
+
+    Args:
+        candidate: What was trained.
+        at: Event time of the decision, RFC 3339; now if empty.
+    """
+    model = candidate.model
+    report = conformance(candidate, model_code(model))
     evaluation = evaluate(candidate, rival_of(plans().history(model), candidate.digest))
-    decision = gate(candidate, evaluation, at=at or data.until)
+    decision = gate(candidate, evaluation, at=at)
     version = register(candidate, evaluation, decision, report)
     revision = plan_rollout(model, version, decision)
     verdict = decision.verdict

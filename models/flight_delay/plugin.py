@@ -41,6 +41,20 @@ class FlightDelayPlugin(ModelPlugin):
             raise PluginError(f"The recipe {run.recipe!r} has no parameter {unknown[0]!r}.", remedy=hint)
         return train(data, run, {**DEFAULTS, **run.params})
 
+    def learn(self, start: Predictor, data: TrainingData, run: TrainingRun) -> Predictor:
+        """Let trees learn further rows.
+
+        Raises:
+            PluginError: The version was trained by another recipe.
+        """
+        from .xgb import DEFAULTS, XgbPredictor, learn
+
+        if not isinstance(start, XgbPredictor):
+            raise PluginError(
+                f"Only the recipe 'xgboost' of {SPEC.name} learns further rows.", remedy="Retrain in full."
+            )
+        return learn(start, data, run, {**DEFAULTS, **run.params})
+
     def load(self, directory: Path) -> Predictor:
         """Read a saved model; imports only the library of its recipe.
 

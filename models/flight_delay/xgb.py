@@ -33,7 +33,9 @@ DEFAULTS: Mapping[str, Any] = {
     "reg_lambda": 5.0,
     "max_bin": 128,
     "refit": True,
+    "learn_rounds": 40,
 }
+_OURS = ("rounds", "patience", "refit", "learn_rounds")
 _FIXED: Mapping[str, Any] = {
     "objective": "binary:logistic",
     "eval_metric": "logloss",
@@ -127,7 +129,7 @@ def train(data: TrainingData, run: TrainingRun, params: Mapping[str, Any]) -> Xg
             again), and XGBoost's own names.
     """
     stop, calibrate = (data.validation.take(rows) for rows in halves(data.validation.time, len(data.validation)))
-    own = {name: value for name, value in params.items() if name not in ("rounds", "patience", "refit")}
+    own = {name: value for name, value in params.items() if name not in _OURS}
     encoding, columns, target = (
         Encoding.fit(data.train.columns, data.train.target),
         data.train.columns,
@@ -156,6 +158,23 @@ def train(data: TrainingData, run: TrainingRun, params: Mapping[str, Any]) -> Xg
     margin = booster.predict(_matrix(encoding, calibrate.columns, calibrate.target), output_margin=True)
     run.progress("calibrated", 1.0)
     return XgbPredictor(booster, encoding, Platt.fit(margin, calibrate.target))
+
+
+def learn(start: XgbPredictor, data: TrainingData, run: TrainingRun, params: Mapping[str, Any]) -> XgbPredictor:
+    """Add ``learn_rounds`` trees fitted on further rows, and calibrate anew on the later half of the validation days.
+
+    The categories' codes stay those of ``start``, on which its trees stand; one it has never seen is a missing value.
+    """
+    own = {name: value for name, value in params.items() if name not in _OURS}
+    booster = xgboost.train(
+        {**_FIXED, "seed": run.seed, **own},
+        _matrix(start.encoding, data.train.columns, data.train.target),
+        num_boost_round=params["learn_rounds"],
+        xgb_model=start.booster,
+    )
+    calibrate = data.validation.take(halves(data.validation.time, len(data.validation))[1])
+    margin = booster.predict(_matrix(start.encoding, calibrate.columns, calibrate.target), output_margin=True)
+    return XgbPredictor(booster, start.encoding, Platt.fit(margin, calibrate.target))
 
 
 class _Progress(xgboost.callback.TrainingCallback):

@@ -341,3 +341,20 @@ def test_the_sample_is_real_declared_and_repeatable(plugin):
     assert len(set(rows.row_id.tolist())) == 400
     assert 0.1 < rows.target.mean() < 0.4
     np.testing.assert_array_equal(rows.row_id, plugin.sample(400).row_id)
+
+
+def test_trees_learn_further_rows_and_the_network_says_that_it_does_not(plugin, parts, tmp_path):
+    half = len(parts[0]) // 2
+    older, newer = parts[0].take(slice(0, half)), parts[0].take(slice(half, None))
+    start = fit(plugin, (older, *parts[1:]), "xgboost", tmp_path)
+    trees = start.booster.num_boosted_rounds()
+    run = TrainingRun(3, "xgboost", tmp_path, params={"learn_rounds": 7, "min_child_weight": 1.0})
+    learned = plugin.learn(start, TrainingData(newer, parts[1]), run)
+    assert learned.booster.num_boosted_rounds() == trees + 7
+    again = plugin.learn(fit(plugin, (older, *parts[1:]), "xgboost", tmp_path), TrainingData(newer, parts[1]), run)
+    batch = parts[2].columns
+    np.testing.assert_array_equal(learned.predict(batch)["probability"], again.predict(batch)["probability"])
+    assert not np.allclose(learned.predict(batch)["probability"], start.predict(batch)["probability"])
+    network = fit(plugin, parts, "tabnet", tmp_path)
+    with pytest.raises(PluginError, match="learns further rows"):
+        plugin.learn(network, TrainingData(newer, parts[1]), run)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 ROOT = Path(__file__).parents[2]
 TOYS = Path(__file__).parent / "toys"
@@ -201,6 +202,54 @@ def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     first, revision = work.give_back(state.cycle), plans().current(MODEL).revision
     assert work.give_back(state.cycle) == first
     assert (plans().current(MODEL).champion.version, plans().current(MODEL).revision) == (old, revision)
+
+
+@pytest.mark.parametrize(
+    ("method", "since"), [("full", ""), ("window", text(5)), ("incremental", text(0)), ("online", text(0))]
+)
+def test_the_policys_method_decides_what_is_trained_on_and_from_what(trained: Path, monkeypatch, method, since):
+    from dataclasses import replace
+
+    from pipelines.plugins import plugin_named
+    from pipelines.retraining import Retraining
+    from pipelines.stores import registry
+    from pipelines.training import Candidate
+    from trellis.adapters.datasets import load_dataset
+    from trellis.loop import Cycle
+
+    plugin = plugin_named(MODEL)
+    policy = replace(plugin.spec.retrain, method=method, window_days=30, online_rows=50)
+    monkeypatch.setattr(plugin, "spec", replace(plugin.spec, retrain=policy))
+    steps = []
+    learn = plugin.learn
+    monkeypatch.setattr(
+        plugin, "learn", lambda start, data, run: (steps.append(data.train), learn(start, data, run))[1]
+    )
+    cycle = Cycle(f"{MODEL}-cycle-9", f"retrain-00000{len(method)}", "drift", text(35), "1")
+    work = Retraining(MODEL).train(cycle)
+    assert Retraining(MODEL).train(cycle) == work  # begun again, it is the same candidate
+    made = TypeAdapter(Candidate).validate_python(work)
+    rows = load_dataset(Path(made.training_set.path))
+    assert made.training_set.since == since
+    assert rows.known.max() < np.datetime64(text(35)[:-1])
+    if since:
+        assert rows.time.min() >= np.datetime64(since[:-1])
+    assert made.start == ("1" if method in ("incremental", "online") else "")
+    if method in ("full", "window"):
+        assert not steps
+        return
+    sizes = [len(step) for step in steps]
+    assert (max(sizes) == 50) == (method == "online")
+    assert (len(sizes) == 1) == (method == "incremental")
+    times = np.concatenate([step.time for step in steps])
+    assert (np.diff(times) >= np.timedelta64(0)).all()
+    # An independent account of the law of ``learn``, from the champion's own numbers.
+    champion = plugin.load(Path(registry().version(MODEL, "1").location))
+    high = champion.high
+    for step in steps:
+        above = step.target[step.columns["x"] > 0]
+        high = 0.9 * high + 0.1 * above.mean() if len(above) else high
+    assert plugin.load(Path(made.path)).high == pytest.approx(high, rel=1e-9)
 
 
 def test_a_watch_job_that_fails_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch):

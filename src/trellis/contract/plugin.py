@@ -109,6 +109,14 @@ class BuildsFeatures(Protocol):
 
 
 @runtime_checkable
+class LearnsOnline(Protocol):
+    """Ability of a plug-in: its predictors learn further rows, for the retraining methods incremental and online."""
+
+    def learn(self, start: Predictor, data: TrainingData, run: TrainingRun) -> Predictor:
+        """Return ``start`` after it has learned ``data.train``; ``start`` itself may change."""
+
+
+@runtime_checkable
 class ExportsOnnx(Protocol):
     """Ability of a predictor: the same function as an ONNX graph."""
 

@@ -13,7 +13,7 @@ from trellis.errors import ContractError
 FieldKind = Literal["float", "int", "bool", "category", "text", "timestamp", "tensor"]
 Task = Literal["binary", "multiclass", "regression"]
 Strategy = Literal["canary", "blue_green", "ab", "bandit"]
-RetrainMethod = Literal["full", "window"]
+RetrainMethod = Literal["full", "window", "incremental", "online"]
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 
@@ -230,8 +230,12 @@ class RetrainPolicy:
         min_new_labels: Fewest labels newer than the champion's training data.
         schedule_days: Train again when the last training is so many days ago; None for no schedule.
         label_volume: Train again when so many labels are newer than the training data; None for no such trigger.
-        method: Which rows a retraining sees. ``full``: every row. ``window``: those of the last ``window_days``.
+        method: What a retraining starts from and which rows it sees. ``full``: from nothing, every row. ``window``:
+            from nothing, those of the last ``window_days``. ``incremental``: the champion learns the rows since its own
+            in one go. ``online``: the same in their order, ``online_rows`` at a time. The latter two need the plug-in's
+            ability ``LearnsOnline``.
         window_days: Days of rows of ``window``.
+        online_rows: Rows of one step of ``online``.
         max_attempts: How often a training is tried before the retraining counts as failed.
         max_failures: After so many retrainings in a row that led to no better version, the circuit breaker opens.
         breaker_days: How long it stays open before one more retraining is tried, in days of event time.
@@ -246,6 +250,7 @@ class RetrainPolicy:
     label_volume: int | None = None
     method: RetrainMethod = "full"
     window_days: float = 90.0
+    online_rows: int = 256
     max_attempts: int = 3
     max_failures: int = 3
     breaker_days: float = 30.0
@@ -264,7 +269,7 @@ class RetrainPolicy:
             "needs days above zero",
         )
         _require(
-            min(self.max_attempts, self.max_failures, self.verify_labels) >= 1,
+            min(self.online_rows, self.max_attempts, self.max_failures, self.verify_labels) >= 1,
             "retrain",
             "needs counts of one or more",
         )

@@ -233,6 +233,8 @@ def _method(policy: RetrainPolicy) -> str:
     return {
         "full": "from nothing, on every row",
         "window": f"from nothing, on the rows of the last {policy.window_days:g} days",
+        "incremental": "the champion learns the rows since its own",
+        "online": f"the champion learns the rows since its own in their order, {policy.online_rows} at a time",
     }[policy.method]
 
 

@@ -90,6 +90,14 @@ class Toy(ModelPlugin):
             return ToyPredictor(float(y.mean()), float(y.mean()) + 1e-9)
         return ToyPredictor(float(y[x <= 0].mean()), float(y[x > 0].mean()))
 
+    def learn(self, start, data, run):
+        """Each half moves a tenth of the way to what the rows say."""
+        x, y = data.train.columns["x"], data.train.target
+        low, high = (
+            part.mean() if len(part) else old for part, old in ((y[x <= 0], start.low), (y[x > 0], start.high))
+        )
+        return ToyPredictor(float(0.9 * start.low + 0.1 * low), float(0.9 * start.high + 0.1 * high))
+
     def load(self, directory):
         return ToyPredictor(*json.loads((directory / "toy.json").read_text()))
 

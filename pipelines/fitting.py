@@ -1,0 +1,56 @@
+"""How a predictor comes about: from nothing, or from a version that learns further rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trellis.adapters.remote_artifacts import local_artifact
+from trellis.artifact import verify
+from trellis.contract import LearnsOnline, ModelPlugin, Predictor, TrainingData, TrainingRun
+from trellis.errors import ContractError
+from trellis.settings import settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """A version that learns further rows.
+
+    Attributes:
+        version: Which.
+        path, digest: Its artifact.
+        rows: Rows it learns at a time, in their order; 0 for all at once.
+    """
+
+    version: str
+    path: str
+    digest: str
+    rows: int = 0
+
+
+def fit(plugin: ModelPlugin, data: TrainingData, run: TrainingRun, start: Start | None) -> Predictor:
+    """Train a predictor from nothing, or let a version learn further rows.
+
+    Raises:
+        ContractError: The plug-in's predictors learn no further rows.
+        ArtifactError: The version's files are not what was sealed.
+    """
+    if start is None:
+        return plugin.train(data, run)
+    if not isinstance(plugin, LearnsOnline):
+        raise ContractError(
+            f"The models of {plugin.spec.name!r} learn no further rows.",
+            where=type(plugin).__module__,
+            remedy="Give the plug-in the verb learn (trellis.contract.LearnsOnline), or retrain by another method.",
+        )
+    place = local_artifact(start.path, start.digest, settings().directory())
+    verify(place, start.digest)
+    predictor = plugin.load(place)
+    count = len(data.train)
+    order = np.arange(count) if data.train.time is None else np.argsort(data.train.time, kind="stable")
+    step = start.rows or count
+    for first in range(0, count, step):
+        rows = data.train.take(order[first : first + step])
+        predictor = plugin.learn(predictor, TrainingData(rows, data.validation), run)
+    return predictor
