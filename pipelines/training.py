@@ -364,12 +364,7 @@ def train_model(
 
 
 def admit(candidate: Candidate, at: str) -> Outcome:
-    """Check, evaluate, gate and register a candidate, and plan its rollout: the rest of ``train_model``.
-
-    Args:
-        candidate: What was trained.
-        at: Event time of the decision, RFC 3339; now if empty.
-    """
+    """Do the rest of ``train_model`` for a candidate; ``at`` is the event time of the decision, now if empty."""
     model = candidate.model
     report = conformance(candidate, model_code(model))
     evaluation = evaluate(candidate, rival_of(plans().history(model), candidate.digest))

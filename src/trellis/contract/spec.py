@@ -263,16 +263,10 @@ class RetrainPolicy:
         _require(
             self.cooldown_days >= 0 and self.budget_per_month >= 0, "retrain", "needs a cooldown and a budget >= 0"
         )
-        _require(
-            min(self.window_days, self.breaker_days) > 0 and self.verify_days >= 0,
-            "retrain",
-            "needs days above zero",
-        )
-        _require(
-            min(self.online_rows, self.max_attempts, self.max_failures, self.verify_labels) >= 1,
-            "retrain",
-            "needs counts of one or more",
-        )
+        days = min(self.window_days, self.breaker_days)
+        _require(days > 0 and self.verify_days >= 0, "retrain", "needs days above zero")
+        counts = (self.online_rows, self.max_attempts, self.max_failures, self.verify_labels)
+        _require(min(counts) >= 1, "retrain", "needs counts of one or more")
         for name in ("schedule_days", "label_volume"):
             value = getattr(self, name)
             _require(value is None or value > 0, "retrain", f"needs {name} above zero, or None")
