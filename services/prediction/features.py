@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,24 @@ from trellis.freshness import Sla
 logger = logging.getLogger(__name__)
 
 STORE = "feature_store"
+_SECONDS_BETWEEN_WARNINGS = 1.0
+
+
+class _Rarely:
+    """Says once in a while that it is time, however often it is asked."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_now(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _SECONDS_BETWEEN_WARNINGS
+        return True
+
+
+_rarely = _Rarely()
 
 
 class OnlineFeatures(Protocol):
@@ -119,7 +138,8 @@ def find(
         slas = store.slas(spec.feature_service)
     except Exception as error:  # whatever the store's client raises, the answer decides what to do without it
         metrics.store_failures.labels("features").inc()
-        logger.warning("features of %s: %s: %s", spec.name, type(error).__name__, error)
+        level = logging.WARNING if _rarely.is_now() else logging.DEBUG
+        logger.log(level, "features of %s: %s: %s", spec.name, type(error).__name__, error)
         down, stored, times, slas = error, _derived(spec, store, request), {}, ()
     if slas:
         settled = settle(spec, slas, times, stale, _moments(spec, request, count), overrides, metrics)

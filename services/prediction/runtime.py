@@ -21,7 +21,7 @@ from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import verify_artifact
 from trellis.artifact import ONNX_MODEL
 from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
-from trellis.errors import ArtifactError, TrellisError, UnknownModelError, close_matches
+from trellis.errors import ArtifactError, InvalidPlanError, StorageError, UnknownModelError, close_matches
 from trellis.rollout.plan import RolloutPlan, Variant
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ class Models:
         self._verify_key = verify_key
         self._models: dict[str, ModelRuntime] = {}
         self._broken: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._store_fault: str | None = None
         self._polled = False
@@ -202,7 +203,7 @@ class Models:
                 }
                 for name, model in sorted(self._models.items())
             },
-            "broken": dict(self._broken),
+            "broken": self._broken | self._unreadable,
             "plan_store": self._store_fault or ("answers" if self._polled else "not read yet"),
         }
 
@@ -210,8 +211,8 @@ class Models:
         """Read the plans once and load what is new; never raises, and what is held goes on answering."""
         with self._lock:
             try:
-                plans = {name: self._plans.current(name) for name in self._plans.models()}
-            except TrellisError as error:
+                plans = {name: self._plan(name) for name in self._plans.models()}
+            except StorageError as error:
                 self._metrics.store_failures.labels("plans").inc()
                 if self._store_fault is None:
                     logger.error("%s Serving goes on with the plans it holds.", error)
@@ -222,6 +223,16 @@ class Models:
                 if plan is not None:
                     self._follow(name, plan)
             self._polled = True
+
+    def _plan(self, name: str) -> RolloutPlan | None:
+        """Return a model's plan; one that cannot be read holds nobody else's up."""
+        try:
+            plan = self._plans.current(name)
+        except InvalidPlanError as error:
+            self._unreadable[name] = self._failed(name, "plan", error, name in self._unreadable)
+            return None
+        self._unreadable.pop(name, None)
+        return plan
 
     def _follow(self, name: str, plan: RolloutPlan) -> None:
         model = self._models.get(name) or self._prepare(name)

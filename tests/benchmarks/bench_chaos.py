@@ -21,10 +21,25 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from chaos.failures import failures  # noqa: E402
+from chaos.kills import kills  # noqa: E402
+from chaos.stores import artifacts, online_store, plan_file, plan_server  # noqa: E402
+from chaos.swaps import swaps  # noqa: E402
 
 # Name, small, full.
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "failures": (failures, {}, {}),
+    "swaps": (swaps, {}, {"swaps": 100}),
+    "kills": (kills, {}, {"worker_kills": 60, "controller_kills": 120}),
+    "kills_sync": (
+        kills,
+        {"flush_seconds": 0.0, "controller_kills": 0},
+        {"flush_seconds": 0.0, "worker_kills": 60, "controller_kills": 0},
+    ),
+    "artifacts": (artifacts, {}, {"seconds": 15}),
+    "plan_file": (plan_file, {}, {"seconds": 15}),
+    "plan_server_hung": (plan_server, {}, {"seconds": 15}),
+    "plan_server_killed": (plan_server, {"how": "killed"}, {"how": "killed", "seconds": 15}),
+    "online_store": (online_store, {}, {"seconds": 15}),
 }
 
 

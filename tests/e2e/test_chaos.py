@@ -1,6 +1,7 @@
 """The chaos benchmark's parts, small: every one does real harm to a real service under load."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,50 @@ def test_a_canary_that_raises_on_one_row_in_twenty_is_rolled_back_by_the_error_g
     assert found["stood_in"] > 0, "the champion answered what the canary could not"
     assert found["not_200"] == found["broken_connections"] == 0
     assert found["canary_answers_a_second_later"] == 0
+
+
+def test_champions_swapped_under_load_cost_no_request_and_the_old_one_falls_silent():
+    found = bench("swaps", swaps=6)
+    assert (found["swaps"], found["reached"]) == (6, 6), found
+    assert found["failed_requests"] == found["broken_connections"] == 0
+    assert found["answers"] > 500
+    assert min(found["connections_by_worker"]) > 0, "both workers were asked"
+
+
+@pytest.mark.parametrize(("flush_seconds", "controllers"), [(0.05, 6), (0.0, 0)])
+def test_killed_workers_and_controllers_lose_no_more_than_was_stated(flush_seconds, controllers):
+    found = bench("kills", worker_kills=2, controller_kills=controllers, flush_seconds=flush_seconds)
+    assert (found["worker_kills"], found["controller_kills"]) == (2, controllers), found
+    assert found["acknowledged"] > 200
+    assert found["answers_that_were_errors"] == {}
+    assert found["doubled_records"] == 0
+    if flush_seconds:
+        # A record is on its way to the disk a little longer than it waits.
+        assert found["oldest_lost_record_ms_before_its_kill"] < 1_000 * flush_seconds + 500
+    else:
+        assert found["lost_records"] == 0
+    assert found["stuck_rollouts"] == found["rollouts_with_a_doubled_or_missing_move"] == 0
+    assert found["plan_revisions_in_one_row"]
+    assert found["lease_is_free"]
+
+
+@pytest.mark.parametrize("part", ["artifacts", "plan_file", "plan_server_hung", "plan_server_killed"])
+def test_a_store_that_is_taken_away_is_not_missed_by_what_is_loaded(part):
+    if part.startswith("plan_server") and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        pytest.skip("NO POSTGRESQL: install it with: apt-get install -y postgresql")
+    found = bench(part, seconds=1.5)
+    assert found["answers_5xx"] == found["broken_connections"] == 0, found
+    assert found["other_errors"] == {}
+    assert found["answers_while_away"] > 20
+    assert found["followed_s_after_return"] < 15
+
+
+def test_without_its_online_store_a_model_that_can_do_without_answers_and_says_so():
+    if shutil.which("redis-server") is None:
+        pytest.skip("NO REDIS: install it with: apt-get install -y redis-server")
+    found = bench("online_store", seconds=2.5)
+    assert found["answers_5xx"] == 0, found
+    assert found["other_errors"] == {}
+    assert found["degraded_before"] == 0
+    assert found["answers_while_hung"] == found["of_these_marked_degraded"] > 20, "a store that hangs holds up few"
+    assert found["answers_while_gone"] == found["of_them_marked_degraded"] > 20

@@ -5,9 +5,12 @@ import pickle
 import string
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json
+
+from trellis.adapters.database import engine
 
 PATH = "/v1/models/toy_linear/predict"
 JSON = {"content-type": "application/json"}
@@ -199,3 +202,20 @@ def check(answer):
         error = body.get("detail", body["error"])
         assert error["reason"]
         assert error["remedy"]
+
+
+def test_a_stored_plan_that_is_none_stops_neither_its_model_nor_the_others(world, row):
+    """The plan that is held goes on answering; the next good one is followed."""
+    world.deploy(world.artifact("1"))
+    tensor = world.artifact("1", model="toy_tensor")
+    with engine(f"sqlite:///{world.home}/trellis.db").begin() as raw:
+        raw.execute(sa.text("UPDATE rollout_plans SET document = replace(document, '1.0', '0.5')"))
+    world.deploy(tensor, model="toy_tensor")
+    assert world.service.models.names() == ["toy_linear", "toy_tensor"]
+    assert world.predict(row()).json()["version"] == "1"
+    assert "sum to 0.5" in world.service.models.status()["broken"]["toy_linear"]
+    assert world.metric("trellis_load_failures_total", model="toy_linear") >= 1
+    with engine(f"sqlite:///{world.home}/trellis.db").begin() as raw:
+        raw.execute(sa.text("UPDATE rollout_plans SET document = replace(document, '0.5', '1.0')"))
+    world.service.models.poll()
+    assert world.service.models.status()["broken"] == {}

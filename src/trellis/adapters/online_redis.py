@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ from trellis.errors import ConfigError
 
 # A store that hangs is worse than one that is away: requests then wait for nothing.
 _TIMEOUTS = {"socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+# After a failure nobody asks for so many seconds, and then one request alone: were all of them to wait for a store that
+# hangs, requests would queue behind them that need not have failed.
+_REST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,19 @@ class RedisReader:
     def __init__(self, connection: str, project: str) -> None:
         from redis import Redis
         from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError as ClosedError
         from redis.retry import Retry
 
         address, *rest = connection.split(",")
         host, _, port = address.rpartition(":")
         options = {**_TIMEOUTS, **{name: _value(text) for name, _, text in (part.partition("=") for part in rest)}}
-        # One more try, for a connection that the server has closed meanwhile.
         self._client = Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0), **options)
-        self._retry = Retry(NoBackoff(), 1)
+        # One more try, for a connection that the server has closed meanwhile; none where it let the time pass.
+        self._retry = Retry(NoBackoff(), 1, supported_errors=(ClosedError,))
         self._project = project.encode()
         self._fields: dict[tuple[str, tuple[str, ...]], tuple[int, bytes]] = {}
+        self._resting_until = 0.0
+        self._trying = threading.Lock()
 
     def read(self, asked: Sequence[Asked]) -> list[Found]:
         """Return, per view and entity, the event time and the features' values, in one round trip.
@@ -65,7 +73,7 @@ class RedisReader:
         Views with the same join keys share one hash per entity, which is read once.
 
         Raises:
-            redis.exceptions.RedisError: Redis does not answer.
+            redis.exceptions.RedisError: Redis does not answer, or did not a moment ago.
         """
         wanted: dict[bytes, list[tuple[int, bytes]]] = {}
         places: list[list[tuple[bytes, int]]] = []
@@ -85,8 +93,8 @@ class RedisReader:
             rows: Found = []
             for key, start in place:
                 cells = answers[key][start : start + len(one.features) + 1]
-                time = decode_time(cells[0])
-                rows.append((time, [decode_value(cell) for cell in cells[1:]] if time is not None else []))
+                moment = decode_time(cells[0])
+                rows.append((moment, [decode_value(cell) for cell in cells[1:]] if moment is not None else []))
             found.append(rows)
         return found
 
@@ -95,6 +103,31 @@ class RedisReader:
         self._client.close()
 
     def _send(self, commands: bytes, count: int) -> list[list[bytes | None]]:
+        """Send commands unless Redis rests; see ``_exchange``."""
+        if not self._resting_until:
+            return self._tried(commands, count)
+        if time.monotonic() < self._resting_until or not self._trying.acquire(blocking=False):
+            from redis.exceptions import ConnectionError as AwayError
+
+            raise AwayError("Redis did not answer a moment ago, and is left alone for a while.")
+        try:
+            return self._tried(commands, count)
+        finally:
+            self._trying.release()
+
+    def _tried(self, commands: bytes, count: int) -> list[list[bytes | None]]:
+        from redis.exceptions import ConnectionError as AwayError
+        from redis.exceptions import TimeoutError as LateError
+
+        try:
+            answers = self._exchange(commands, count)
+        except (AwayError, LateError):
+            self._resting_until = time.monotonic() + _REST_SECONDS
+            raise
+        self._resting_until = 0.0
+        return answers
+
+    def _exchange(self, commands: bytes, count: int) -> list[list[bytes | None]]:
         """Send packed commands and return their answers, on a connection of the pool's.
 
         The client's own pipeline does the same and spends twice the round trip on parts that a plain read has no use

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from trellis.adapters.database import Database, engine, insert_if_absent
 from trellis.decision import dumps
-from trellis.errors import StaleRevisionError
+from trellis.errors import InvalidPlanError, StaleRevisionError
 from trellis.rollout.plan import RolloutPlan
 
 _metadata = sa.MetaData()
@@ -76,6 +76,7 @@ class PlanStore:
 
         Raises:
             StorageError: The database does not answer.
+            InvalidPlanError: What is stored is no plan.
         """
         with self._database.reading() as connection:
             return self.stored(connection, model)
@@ -83,7 +84,7 @@ class PlanStore:
     def stored(self, connection: sa.Connection, model: str) -> RolloutPlan | None:
         """Do what ``current`` does inside somebody else's transaction."""
         document = connection.execute(sa.select(_plans.c.document).where(_plans.c.model == model)).scalar()
-        return None if document is None else _adapter.validate_json(document)
+        return None if document is None else _plan(model, document, self._database.where)
 
     def save(self, plan: RolloutPlan, *, expected_revision: int, who: str, why: str) -> RolloutPlan:
         """Make ``plan`` the current one if the stored revision still is ``expected_revision``.
@@ -166,3 +167,12 @@ class PlanStore:
             where = (_plans.c.model == plan.model) & (_plans.c.revision == expected)
             return connection.execute(_plans.update().where(where).values(**values)).rowcount == 1
         return insert_if_absent(connection, _plans, model=plan.model, **values)
+
+
+def _plan(model: str, document: str, where: str) -> RolloutPlan:
+    try:
+        return _adapter.validate_json(document)
+    except (ValidationError, InvalidPlanError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.what
+        remedy = "Restore the database, or this plan from its last good entry in rollout_plan_changes."
+        raise InvalidPlanError(f"The stored plan of {model!r} is none: {what}", where=where, remedy=remedy) from error

@@ -143,6 +143,14 @@ class Service:
                 continue
         return 0
 
+    def spread(self) -> list[int]:
+        """Return how many connections each worker holds now."""
+        held = []
+        for child in self.worker_processes():
+            links = [c for c in child.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+            held.append(len([c for c in links if c.laddr.port == self.port]))
+        return held
+
     # --- versions and plans
 
     def version(self, name: str, model: str = "plain", **weights: float) -> Variant:

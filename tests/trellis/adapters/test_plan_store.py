@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from trellis.adapters.database import engine
 from trellis.adapters.plan_store import PlanStore
-from trellis.errors import StaleRevisionError, StorageError
+from trellis.errors import InvalidPlanError, StaleRevisionError, StorageError
 from trellis.rollout.plan import Shadow, Variant, first_plan, promoted, with_canary
 
 
@@ -115,3 +117,15 @@ def test_a_crash_between_the_two_writes_leaves_neither(store, refuse):
         store.save(first_plan("new", variant("1"), salt="s"), expected_revision=0, who="anna", why="go")
     assert store.current("toy") == one
     assert store.current("new") is None
+
+
+@pytest.mark.parametrize(("damage", "told"), [("0.5", "sum to 0.5"), ('"much"', "valid number")])
+def test_a_stored_plan_that_is_none_is_named(url, store, damage, told):
+    store.save(first_plan("toy", variant("1"), salt="s"), expected_revision=0, who="platform", why="first")
+    with engine(url).begin() as raw:
+        [document] = raw.execute(sa.text("SELECT document FROM rollout_plans")).scalars()
+        broken = document.replace('"weight":1.0', f'"weight":{damage}')
+        assert broken != document
+        raw.execute(sa.text("UPDATE rollout_plans SET document = :broken"), {"broken": broken})
+    with pytest.raises(InvalidPlanError, match=f"stored plan of 'toy' is none: .*{told}.*Restore"):
+        store.current("toy")

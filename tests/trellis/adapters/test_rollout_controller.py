@@ -131,6 +131,18 @@ def test_bad_time_changes_nothing(controller):
     assert everything(controller) == before
 
 
+def test_what_is_past_its_deadline_does_not_go_on(controller):
+    controller.start("toy", [variant("2")], POLICY, who="anna", why="try")
+    look(controller, None, 1)
+    controller.override("toy", "pause", POLICY, who="anna", why="holidays")
+    before = everything(controller)
+    with pytest.raises(ExpiredRolloutError, match=r"had until 2013-07-\d\d"):
+        controller.override("toy", "resume", POLICY, who="anna", why="back", now="2013-09-01T00:00:00+00:00")
+    assert everything(controller) == before
+    controller.override("toy", "abort", POLICY, who="anna", why="too late", now="2013-09-01T00:00:00+00:00")
+    assert controller.store.current("toy").stage == "aborted"
+
+
 def test_a_plan_changed_past_the_controller_is_the_truth(controller):
     controller.start("toy", [variant("2")], RolloutPolicy(), who="anna", why="try")
     plan = controller.plans.current("toy")
