@@ -108,6 +108,10 @@ class PredictionService:
         """Begin to load and to follow the plans; returns at once, ``ready`` tells when it is done."""
         self._watcher.start()
 
+    def looked(self, seconds: float) -> bool:
+        """Wait until the plans were looked at once and loaded as far as they can be; False where the time was over."""
+        return self._watcher.looked.wait(seconds)
+
     def stop(self) -> None:
         """Stop following, and write what is still to be logged.
 

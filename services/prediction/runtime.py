@@ -368,7 +368,7 @@ def _out_of_range(declared: Field, values: NDArray[Any]) -> str:
 
 
 class PlanWatcher:
-    """Polls in its own thread, from ``start`` to ``stop``.
+    """Polls in its own thread, from ``start`` to ``stop``; ``looked`` is set after the first look.
 
     Args:
         models: What to keep current.
@@ -380,6 +380,7 @@ class PlanWatcher:
         self._models = models
         self._seconds = seconds
         self._after = after
+        self.looked = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plan-watcher", daemon=True)
 
@@ -399,4 +400,5 @@ class PlanWatcher:
                 self._after()
             except Exception:
                 logger.exception("the plan watcher met an error it does not know and goes on")
+            self.looked.set()
             self._stop.wait(self._seconds)

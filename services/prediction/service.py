@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Set by whoever starts the workers; no setting, so it has not the settings' prefix.
 PARENT = "PREDICTION_PARENT"
+_LOOK_SECONDS = 20.0
 _BENTOML_PAGES = frozenset({"/livez", "/readyz", "/healthz"})
 
 
@@ -155,9 +156,15 @@ class Prediction:
 
     @bentoml.on_startup
     async def follow(self) -> None:
-        """Begin to load; the port opens at once and readiness tells when it is done."""
+        """Begin to load, and take requests once what there is has been looked at.
+
+        A worker that is started in the place of a dead one is handed connections at once; without its models it would
+        answer 404 to callers whom the other workers serve. A plan store that does not answer holds it up no longer than
+        the limit; then readiness tells when it is done.
+        """
         self._service.start()
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._service.looked, _LOOK_SECONDS)
         self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(_parent()))]
 
     @bentoml.on_shutdown

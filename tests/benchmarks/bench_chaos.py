@@ -28,7 +28,7 @@ from chaos.swaps import swaps  # noqa: E402
 # Name, small, full.
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "failures": (failures, {}, {}),
-    "swaps": (swaps, {}, {"swaps": 100}),
+    "swaps": (swaps, {"swaps": 12}, {"swaps": 100}),
     "kills": (kills, {}, {"worker_kills": 60, "controller_kills": 120}),
     "kills_sync": (
         kills,

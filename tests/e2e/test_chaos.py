@@ -32,31 +32,26 @@ def test_a_canary_that_raises_on_one_row_in_twenty_is_rolled_back_by_the_error_g
 
 
 def test_champions_swapped_under_load_cost_no_request_and_the_old_one_falls_silent():
-    found = bench("swaps", swaps=6)
-    assert (found["swaps"], found["reached"]) == (6, 6), found
+    found = bench("swaps", swaps=3)
+    assert (found["swaps"], found["reached"]) == (3, 3), found
     assert found["failed_requests"] == found["broken_connections"] == 0
     assert found["answers"] > 500
     assert min(found["connections_by_worker"]) > 0, "both workers were asked"
 
 
-@pytest.mark.parametrize(("flush_seconds", "controllers"), [(0.05, 6), (0.0, 0)])
-def test_killed_workers_and_controllers_lose_no_more_than_was_stated(flush_seconds, controllers):
-    found = bench("kills", worker_kills=2, controller_kills=controllers, flush_seconds=flush_seconds)
-    assert (found["worker_kills"], found["controller_kills"]) == (2, controllers), found
+def test_killed_workers_and_controllers_lose_nothing_that_was_acknowledged():
+    """Where records are written first (``FLUSH_SECONDS`` 0); the benchmark also counts what a window of 50 ms loses."""
+    found = bench("kills", worker_kills=2, controller_kills=5, flush_seconds=0.0)
+    assert (found["worker_kills"], found["controller_kills"]) == (2, 5), found
     assert found["acknowledged"] > 200
     assert found["answers_that_were_errors"] == {}
-    assert found["doubled_records"] == 0
-    if flush_seconds:
-        # A record is on its way to the disk a little longer than it waits.
-        assert found["oldest_lost_record_ms_before_its_kill"] < 1_000 * flush_seconds + 500
-    else:
-        assert found["lost_records"] == 0
+    assert found["lost_records"] == found["doubled_records"] == 0
     assert found["stuck_rollouts"] == found["rollouts_with_a_doubled_or_missing_move"] == 0
     assert found["plan_revisions_in_one_row"]
     assert found["lease_is_free"]
 
 
-@pytest.mark.parametrize("part", ["artifacts", "plan_file", "plan_server_hung", "plan_server_killed"])
+@pytest.mark.parametrize("part", ["artifacts", "plan_server_killed"])
 def test_a_store_that_is_taken_away_is_not_missed_by_what_is_loaded(part):
     if part.startswith("plan_server") and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("NO POSTGRESQL: install it with: apt-get install -y postgresql")

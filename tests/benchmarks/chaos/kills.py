@@ -26,7 +26,7 @@ from trellis.adapters.rollout_store import RolloutStore
 def kills(
     home: Path,
     *,
-    worker_kills: int = 5,
+    worker_kills: int = 3,
     controller_kills: int = 25,
     flush_seconds: float = 0.05,
     workers: int = 3,
