@@ -33,10 +33,11 @@ from services.prediction.identity import UnitHash
 from services.prediction.logs import Logs
 from services.prediction.metrics import Metrics
 from services.prediction.repeats import Repeats
-from services.prediction.runtime import ModelRuntime, Models, Plans, PlanWatcher, Plugins
+from services.prediction.runtime import ModelRuntime, Models, Plans, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
 from services.prediction.shadows import Shadows
 from services.prediction.v2_binary import BinaryTensors
+from services.prediction.watcher import PlanWatcher
 from services.prediction.web import JsonEndpoint, answered, http_error, json_response, shortcut
 from services.prediction.workers import Deadline, Workers, within
 from trellis.decision import to_json_value
