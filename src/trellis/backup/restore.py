@@ -70,6 +70,8 @@ def restore(
         if path.stem in wanted:
             to_databases[path.stem].restore(source / part.path)
             tell(part.path, part.bytes)
+    for store in to_stores.values():
+        store.make()
     for part, path in manifest.below("objects"):
         name, *key = path.parts
         to_stores[name].put("/".join(key), source / part.path)
