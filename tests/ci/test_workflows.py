@@ -34,7 +34,7 @@ def verbs() -> set[str]:
 
 
 def test_the_workflows_are_there():
-    assert NAMES == ["ci.yml", "model.yml"]
+    assert NAMES == ["ci.yml", "model.yml", "release.yml"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +69,7 @@ def test_a_workflow_may_do_no_more_than_it_must(name: str):
 
 def test_the_steps_of_delivery_are_all_there():
     ran = {m[1] for _, s in steps("ci.yml") if (m := re.match(r"make ([a-z0-9-]+)", s.get("run", "")))}
-    assert ran >= {"check", "test", "test-k8s", "audit", "scan", "sbom"}
+    assert ran >= {"check", "test", "images", "test-stack", "test-k8s", "audit", "scan", "sbom"}
 
 
 def test_a_models_way_is_data_training_gates_evidence_rollout():

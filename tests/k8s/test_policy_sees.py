@@ -49,9 +49,9 @@ def one_container_as_root(find, _):
     container(find("Deployment", "gateway"))["securityContext"]["runAsUser"] = 0
 
 
-@fault("Job migrate: no seccomp profile")
+@fault("Job setup: no seccomp profile")
 def no_seccomp(find, _):
-    del pod(find("Job", "migrate"))["securityContext"]["seccompProfile"]
+    del pod(find("Job", "setup"))["securityContext"]["seccompProfile"]
 
 
 @fault("Deployment prediction, container prediction: may write to its root file system")
@@ -191,9 +191,9 @@ def missing_config(find, _):
     next(v for v in volumes if v["name"] == "rules")["configMap"]["name"] = "rules"
 
 
-@fault("Job migrate: nobody makes the secret trellis/root_password")
+@fault("Job setup: nobody makes the secret trellis/root_password")
 def unknown_secret(find, _):
-    volumes = pod(find("Job", "migrate"))["volumes"]
+    volumes = pod(find("Job", "setup"))["volumes"]
     next(v for v in volumes if v["name"] == "secrets")["secret"]["items"][0]["key"] = "root_password"
 
 
