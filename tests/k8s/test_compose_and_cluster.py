@@ -118,7 +118,7 @@ def test_configuration_is_the_very_same_files(compose, manifests):
             path = ROOT / source
             files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
             for file in files:
-                if file.name in ("kustomization.yaml", "trellis_test.yml"):
+                if file.name == "kustomization.yaml" or file.name.endswith("_test.yml"):
                     continue
                 assert file.read_text() in kept, f"{file} of {name}"
                 looked += 1
@@ -130,3 +130,9 @@ def test_every_secret_of_compose_is_declared_for_a_cluster(compose):
 
     build_only = {"pip", "ca"}
     assert set(compose["secrets"]) - build_only == EXTERNAL_SECRETS["trellis"]
+
+
+def test_every_rule_file_that_prometheus_reads_is_handed_to_it(manifests):
+    maps = {one["metadata"]["name"].rpartition("-")[0]: one["data"] for one in of_kind(manifests, "ConfigMap")}
+    read = yaml.safe_load(maps["prometheus"]["prometheus.yml"])["rule_files"]
+    assert {path.rpartition("/")[2] for path in read} == set(maps["prometheus-rules"])
