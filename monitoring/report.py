@@ -166,7 +166,8 @@ def _write(
     )
     workspace.mkdir(parents=True, exist_ok=True)
     store = Workspace.create(str(workspace))
-    project = _project(store, subject, list(now))
+    strongest = _strongest(decision, list(now))
+    project = _project(store, subject, [*strongest, *(name for name in now if name not in strongest)])
     # Evidently finds a run's time only by reading the run, so the runs of windows are kept beside: one per window.
     index = workspace.parent / "drift" / f"{subject.spec.name}.reports.json"
     runs = _runs(index, str(project.id))
@@ -215,8 +216,7 @@ def _project(store: Workspace, subject: Subject, columns: list[str]) -> Project:
     from evidently.sdk.panels import counter_panel, line_plot_panel, text_panel
 
     project = store.create_project(subject.spec.name, description=subject.spec.description)
-    # The features that no table refreshes hardly move: show the others first.
-    shown = sorted(columns, key=lambda n: (subject.views.get(n) in ("request", "on_demand"), n))[:_SHOWN]
+    shown = columns[:_SHOWN]
     board = project.dashboard
     board.add_panel(text_panel(title=f"{subject.spec.name}: windows against training"))
     board.add_panel(counter_panel("Rows reported in the last window", [PanelMetric(metric="RowCount")], size="half"))

@@ -27,6 +27,10 @@ def test_a_report_per_window_in_one_project_per_model(served) -> None:
     assert snapshot.metadata["outcome"] == "STABLE"
     assert snapshot.metadata["decision"] == result.decision.id
     assert "corrected from 692 labels of 700 predictions" in snapshot.metadata["loss of v1"]
+    # The panels follow the columns that moved most.
+    moved = [c.name for c in result.decision.verdict.checks if c.name.startswith("shift.")]
+    titles = [panel.title for panel in project.dashboard.model().panels]
+    assert f"PSI of {moved[0].removeprefix('shift.')}" in titles
     # The training side is redrawn from summaries; were it a poor likeness, healthy columns would look shifted.
     drifts = {
         name: result["value"]
