@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trellis.contract import Dataset, ModelPlugin, Predictor, select, take
-from trellis.drift import build_reference
+from trellis.drift import build_reference, reference_outcomes
 from trellis.errors import BrokenPluginError, DataError, TrellisError
 from trellis.ledger import fit_loss_model
 from trellis.metrics import blocks_of, row_loss
@@ -20,13 +20,16 @@ LATENCY_CALLS = 200
 def reference_of(plugin: ModelPlugin, predictor: Predictor, train_rows: Dataset, unseen: Dataset) -> str:
     """Summarise the training rows and the loss on unseen ones: what drift and harm are measured from."""
     spec = plugin.spec
-    losses = row_loss(spec.task, unseen.target, score(plugin, predictor, unseen))
+    scores = score(plugin, predictor, unseen)
+    losses = row_loss(spec.task, unseen.target, scores)
+    days = blocks_of(unseen.time, unseen.row_id)
     watched = [field for field in spec.fields.values() if field.name in spec.inputs]
     reference = build_reference(
         train_rows.columns,
         watched,
         times=train_rows.time,
-        loss=loss_sums(losses, blocks_of(unseen.time, unseen.row_id)),
+        loss=loss_sums(losses, days),
+        outcomes=reference_outcomes(spec.task, scores, unseen.target, days),
     )
     return reference.dumps()
 

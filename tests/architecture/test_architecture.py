@@ -28,6 +28,7 @@ VENDORS = {
     "prometheus_client",
     "pytorch_lightning",
     "redis",
+    "river",
     "sklearn",
     "skops",
     "sqlalchemy",

@@ -4,7 +4,7 @@ from trellis.drift.budget import look_alpha
 from trellis.drift.causes import HarmEstimate, SegmentLoss
 from trellis.drift.faults import PREDICTION, REQUEST, Fault
 from trellis.drift.findings import Diagnosis, DriftInputs, Harm
-from trellis.drift.joint import Signal, joint_signals
+from trellis.drift.joint import Signal, joint_against_history, joint_signals
 from trellis.drift.outcomes import Outcomes, outcomes_like, reference_outcomes
 from trellis.drift.reference import (
     Reference,
@@ -49,6 +49,7 @@ __all__ = [
     "distance",
     "find_conversion",
     "flatten",
+    "joint_against_history",
     "joint_signals",
     "look_alpha",
     "merge",

@@ -27,7 +27,7 @@ def checks_of(found: Diagnosis, inputs: DriftInputs, policy: DriftPolicy) -> tup
         checks += _link_checks(found.links)
     if found.harm is not None:
         checks.append(_harm_check(found.harm, inputs, policy))
-    for name, fired in inputs.streams.items():
+    for name, fired in sorted(inputs.streams.items()):
         text = f"{name} fired {len(fired)} times on the labelled losses" + (f", last at {fired[-1]}" if fired else "")
         checks.append(Check(f"stream.{name}", None, text, float(len(fired))))
     if found.cause != "none":
@@ -41,7 +41,7 @@ def checks_of(found: Diagnosis, inputs: DriftInputs, policy: DriftPolicy) -> tup
 def _invalid_checks(found: Diagnosis, inputs: DriftInputs) -> list[Check]:
     """Values that are no finite number are said, however few."""
     named = {f.column for f in found.faults if f.kind == "invalid"}
-    columns = inputs.windows[-1].columns if inputs.windows else {}
+    columns = dict(sorted(inputs.windows[-1].columns.items())) if inputs.windows else {}
     return [
         Check(
             f"invalid.{name}", None, f"{name} holds {now.invalid} values that are no finite number", float(now.invalid)

@@ -8,7 +8,8 @@ the dependence between columns alone, which a season or a unit change leaves as 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from trellis.errors import DataError
 Array = NDArray[np.float64]
 
 _WAVES = 64  # random features of the classifier besides the columns themselves and their products
-_LEAST = 50
+_LEAST, _LEAST_HISTORY, _MOST = 50, 3, 5_000
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,42 @@ def _student_sf(t: float, freedom: int) -> float:
     return min(1.0, max(0.0, (1 - inside) / 2))
 
 
-def joint_signals(
-    reference: dict[str, NDArray[Any]], current: dict[str, NDArray[Any]], *, seed: int = 0
-) -> tuple[Signal, ...]:
+def joint_against_history(history: Sequence[Batch], current: Batch, *, seed: int = 0) -> tuple[Signal, ...]:
+    """Compare a window's ties between columns with earlier windows', by how much those differ among each other.
+
+    Rows of a day share their weather, so windows of healthy data differ by more than independent rows would. Each
+    earlier window is therefore held against the others in the same way, and the judged one has to stand out of them:
+    the p-value is the larger of the test's own and of Student's for one more draw (Student 1908).
+
+    Args:
+        history: Earlier windows' columns, at least three windows for any answer.
+        current: The judged window's.
+        seed: Of all chance.
+    """
+    if len(history) < _LEAST_HISTORY:
+        return ()
+    usual = []
+    for i, window in enumerate(history):
+        others = [w for j, w in enumerate(history) if j != i]
+        usual.append({s.name: s.effect for s in joint_signals(_stacked(others), window, seed=seed)})
+    found = []
+    for signal in joint_signals(_stacked(history), current, seed=seed):
+        effects = np.array([u[signal.name] for u in usual if signal.name in u])
+        if len(effects) < _LEAST_HISTORY:
+            continue
+        spread = float(effects.std(ddof=1)) * math.sqrt(1 + 1 / len(effects))
+        p_value = _student_sf((signal.effect - float(effects.mean())) / spread, len(effects) - 1) if spread else 1.0
+        text = f"{signal.text} (earlier windows: {effects.mean():.3f} ± {effects.std(ddof=1):.3f} beyond chance)"
+        found.append(replace(signal, p_value=max(p_value, signal.p_value), text=text))
+    return tuple(found)
+
+
+def _stacked(windows: Sequence[Batch]) -> dict[str, NDArray[Any]]:
+    shared = set.intersection(*(set(w) for w in windows))
+    return {name: np.concatenate([np.asarray(w[name]) for w in windows]) for name in windows[0] if name in shared}
+
+
+def joint_signals(reference: Batch, current: Batch, *, seed: int = 0) -> tuple[Signal, ...]:
     """Compare how columns depend on each other, by both tests; nothing where no two columns are left."""
     names = [n for n in reference if n in current]
     try:
@@ -223,8 +257,8 @@ def joint_signals(
         return ()
     if before.shape[1] < 2 or before.shape[1] != now.shape[1]:
         return ()
-    auc, auc_p = domain_classifier(before, now, margins=False, seed=seed)
-    discrepancy, mmd_p = mmd(before, now, margins=False, seed=seed)
+    auc, auc_p = domain_classifier(before, now, margins=False, seed=seed, most=_MOST)
+    discrepancy, mmd_p = mmd(before, now, margins=False, seed=seed, most=_MOST)
     return (
         Signal(
             "domain_classifier",

@@ -40,6 +40,7 @@ from trellis.drift.outcomes import OutcomeShift, compare_outcomes
 from trellis.drift.shift import Shift, compare, trend
 from trellis.drift.statistics import normal_sf
 
+_LEAST_LABELS = 200  # in a window, for it to say anything
 _RETRAIN, _WATCH, _FIX, _WAIT, _NONE = "retrain", "watch", "fix upstream", "wait", "none"
 
 
@@ -90,7 +91,7 @@ def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
     )
     found = Diagnosis("STABLE", "none", _NONE, "", evidence.shifts, harm=evidence.harm, alpha=alpha)
     found = replace(found, links=evidence.links, signals=evidence.signals)
-    if faults and _borne_out(inputs, faults, evidence):
+    if faults and _borne_out(inputs, faults, evidence, policy):
         sudden = sudden | {f.column: f.since for f in faults}
         faults = ()
     if faults:
@@ -103,7 +104,9 @@ def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
     known = None if harm is None else HarmEstimate(harm.increase, harm.low, harm.high or harm.increase)
     severity = severity_of(found.cause, inputs.estimate or known, policy)
     segments = driving_segments(inputs.segments, policy) if found.cause != NONE else ()
-    confirmed = tuple(name for name, at in inputs.streams.items() if found.since and any(t >= found.since for t in at))
+    confirmed = tuple(
+        name for name, at in sorted(inputs.streams.items()) if found.since and any(t >= found.since for t in at)
+    )
     return replace(found, severity=severity, segments=segments, confirmed=confirmed)
 
 
@@ -133,16 +136,16 @@ def _weigh(inputs: DriftInputs, policy: DriftPolicy, alpha: float) -> _Evidence:
     return _Evidence(ordered, harm, scores, scores_moved, links, cause, signals, alpha)
 
 
-def _borne_out(inputs: DriftInputs, faults: Sequence[Fault], evidence: _Evidence) -> bool:
+def _borne_out(inputs: DriftInputs, faults: Sequence[Fault], evidence: _Evidence, policy: DriftPolicy) -> bool:
     """Whether labels bear out what jumped: the scores moved and still mean what they meant, so the world did move."""
     links = evidence.links
     if links is None or any(f.kind != "jump" for f in faults):
         return False
-    seen = min(f.since for f in faults) <= _labelled_since(inputs, evidence)
+    seen = min(f.since for f in faults) <= _labelled_since(inputs, evidence, policy)
     return seen and links.score_given_label[0] >= LEAST_EFFECT > links.label_given_score[0]
 
 
-def _outcomes(inputs: DriftInputs, *, least: int = 200) -> tuple[OutcomeShift | None, OutcomeShift | None]:
+def _outcomes(inputs: DriftInputs, *, least: int = _LEAST_LABELS) -> tuple[OutcomeShift | None, OutcomeShift | None]:
     """Compare the last window's scores, and the newest labelled window's scores with labels."""
     known = inputs.reference.outcomes
     if known is None or len(inputs.outcomes) != len(inputs.windows):
@@ -181,7 +184,7 @@ def _fault_diagnosis(found: Diagnosis, evidence: _Evidence) -> Diagnosis:
 def _quiet_diagnosis(inputs: DriftInputs, found: Diagnosis, evidence: _Evidence, policy: DriftPolicy) -> Diagnosis:
     """No column moved: what else may have."""
     if evidence.harmed or evidence.links_cause in (CONCEPT, LABEL):
-        start = _labelled_since(inputs, evidence)
+        start = _labelled_since(inputs, evidence, policy)
         label = evidence.links_cause == LABEL
         if label:
             text = f"No column shifted, yet the mix of labels has changed since {start}."
@@ -216,14 +219,30 @@ def _cost(evidence: _Evidence, policy: DriftPolicy) -> str:
     return f" The loss changed by {harm.increase:+.4f} on {harm.labels} labels (bound {policy.max_loss_increase:+g})."
 
 
-def _labelled_since(inputs: DriftInputs, evidence: _Evidence) -> str:
-    """Start of the window whose labels told: the newest one with enough of them."""
-    if evidence.harm is not None and evidence.harmed:
-        return inputs.windows[evidence.harm.window].start
-    for window, now in zip(reversed(inputs.windows), reversed(inputs.outcomes), strict=False):
-        if evidence.links is not None and int(now.table.sum()) == evidence.links.labels:
-            return window.start
-    return inputs.windows[-1].start
+def _labelled_since(inputs: DriftInputs, evidence: _Evidence, policy: DriftPolicy) -> str:
+    """Start of the unbroken run of windows, up to the newest labelled one, in which labels told the same."""
+    expected = inputs.reference.loss
+    by_loss = evidence.harmed and expected is not None
+
+    def told(index: int) -> bool:
+        if by_loss:
+            assert expected is not None
+            seen = inputs.losses[index]
+            return seen.rows >= _LEAST_LABELS and seen.mean - expected.mean >= policy.max_loss_increase
+        known = inputs.reference.outcomes
+        if known is None or inputs.outcomes[index].table.sum() < _LEAST_LABELS:
+            return False
+        links = compare_outcomes(known, inputs.outcomes[index])
+        return max(links.label[0], links.score_given_label[0], links.label_given_score[0]) >= LEAST_EFFECT
+
+    count = len(inputs.losses if by_loss else inputs.outcomes)
+    telling = [i for i in range(count) if told(i)]
+    if not telling:
+        return inputs.windows[-1].start
+    first = telling[-1]
+    while first - 1 in telling:
+        first -= 1
+    return inputs.windows[first].start
 
 
 def _shift_diagnosis(
@@ -278,7 +297,7 @@ def _since(inputs: DriftInputs, names: set[str], policy: DriftPolicy) -> str:
     return start
 
 
-def _harm(inputs: DriftInputs, *, least: int = 200) -> Harm | None:
+def _harm(inputs: DriftInputs, *, least: int = _LEAST_LABELS) -> Harm | None:
     """Compare the newest window with enough labels with the reference's loss; days are the units of variation."""
     expected = inputs.reference.loss
     if expected is None or not expected.rows:

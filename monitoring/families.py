@@ -1,0 +1,81 @@
+"""What a look asks of rows and labels beyond single columns; every answer is small and goes into the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monitoring.served import model_columns
+from trellis.contract import ModelSpec, Task
+from trellis.drift import Outcomes, Reference, SegmentLoss, Signal, joint_against_history, outcomes_like
+from trellis.ledger import Cell, Labelled
+from trellis.sums import merged
+
+# Streaming detectors look at the newest labelled rows: KSWIN takes a second for so many.
+_STREAM_ROWS = 20_000
+_LEAST_ROWS = 300
+STAMP = "%Y%m%dT%H%M%SZ"
+
+
+def outcomes_of(reference: Reference, found: Labelled, place: NDArray[np.int64], count: int) -> tuple[Outcomes, ...]:
+    """Count every window's scores and labels on the baseline's bins; nothing where the baseline has none."""
+    if reference.outcomes is None:
+        return ()
+    label = np.where(found.known.known, found.known.value, np.nan)
+    return tuple(outcomes_like(found.score[place == i], label[place == i], reference.outcomes) for i in range(count))
+
+
+def ties_of(frame: pd.DataFrame, spec: ModelSpec, place: NDArray[np.int64], count: int) -> tuple[Signal, ...]:
+    """Hold the ties between columns in the judged window against those in each earlier one."""
+    windows = []
+    for i in range(count):
+        rows = frame[place == i]
+        batch = {n: v for n, v in model_columns(rows, spec).items() if n in spec.inputs} if len(rows) else {}
+        windows.append(batch if len(rows) >= _LEAST_ROWS else {})
+    *history, last = windows
+    return joint_against_history([w for w in history if w], last) if last else ()
+
+
+def segment_losses(cells: Sequence[Cell], version: str, count: int) -> tuple[SegmentLoss, ...]:
+    """Pair every segment's losses in the newest labelled window with those of the windows before."""
+    mine = [c for c in cells if c.version == version and c.segment and c.loss.rows]
+    newest = max((c.window for c in mine), default=count)
+    pairs = sorted({(c.segment, c.value) for c in mine if c.window == newest})
+    found = []
+    for segment, value in pairs:
+        own = [c for c in mine if (c.segment, c.value) == (segment, value)]
+        before, now = (merged(c.loss for c in own if (c.window == newest) == last) for last in (False, True))
+        if before.rows:
+            found.append(SegmentLoss(segment, value, before, now))
+    return tuple(found)
+
+
+def streams_of(found: Labelled, task: Task) -> dict[str, tuple[str, ...]]:
+    """Run the streaming detectors over the newest labelled losses; times of their alarms by detector."""
+    rows = np.flatnonzero(found.told)
+    rows = rows[np.argsort(found.times[rows], kind="stable")][-_STREAM_ROWS:]
+    if not len(rows):
+        return {}
+    from trellis.adapters.streaming import scan_losses
+
+    losses = found.loss[rows]
+    # Half a class's loss is the wrong class; a number's answer is wrong where it is worse than most at first.
+    bound = float(np.quantile(losses[: max(1, len(losses) // 4)], 0.8)) if task == "regression" else 0.25
+    fired = scan_losses(losses, losses > bound)
+    return {name: tuple(f"{found.times[rows[i]].astype('datetime64[s]')}Z" for i in at) for name, at in fired.items()}
+
+
+def looks_taken(directory: Path, until: datetime) -> int:
+    """Count the looks of the 30 days before ``until`` that left evidence; a look taken again is the same look."""
+    stamps = []
+    for path in directory.glob("*.json"):
+        try:
+            stamps.append(datetime.strptime(path.stem, STAMP).replace(tzinfo=UTC))
+        except ValueError:
+            continue
+    return sum(until - timedelta(days=30) < stamp < until for stamp in stamps)
