@@ -135,7 +135,8 @@ test-stack: install ## Bring the stack up from nothing, run the whole loop throu
 	STACK_TEST=1 $(BIN)/python -m pytest tests/stack -x -s
 
 bench: install ## Run the benchmarks; they print ratios against the stock way
-	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; \
+	  OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python $$bench || exit 1; done
 
 audit: install ## Known vulnerabilities and licences of the pinned dependencies
 	$(BIN)/python infra/audit.py

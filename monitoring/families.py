@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from monitoring.performance import Standing
 from monitoring.served import model_columns
 from trellis.contract import ModelSpec, Task
-from trellis.drift import Outcomes, Reference, SegmentLoss, Signal, joint_against_history, outcomes_like
+from trellis.drift import HarmEstimate, Outcomes, Reference, SegmentLoss, Signal, joint_against_history, outcomes_like
 from trellis.ledger import Cell, Labelled
 from trellis.sums import merged
 
@@ -22,12 +23,15 @@ _LEAST_ROWS = 300
 STAMP = "%Y%m%dT%H%M%SZ"
 
 
-def outcomes_of(reference: Reference, found: Labelled, place: NDArray[np.int64], count: int) -> tuple[Outcomes, ...]:
-    """Count every window's scores and labels on the baseline's bins; nothing where the baseline has none."""
+def outcomes_of(
+    reference: Reference, found: Labelled, version: str, place: NDArray[np.int64], count: int
+) -> tuple[Outcomes, ...]:
+    """Count a version's scores and labels in every window on its baseline's bins; nothing where that has none."""
     if reference.outcomes is None:
         return ()
     label = np.where(found.known.known, found.known.value, np.nan)
-    return tuple(outcomes_like(found.score[place == i], label[place == i], reference.outcomes) for i in range(count))
+    own = np.where(found.rows["version"].to_numpy(dtype=str) == version, place, -1)
+    return tuple(outcomes_like(found.score[own == i], label[own == i], reference.outcomes) for i in range(count))
 
 
 def ties_of(frame: pd.DataFrame, spec: ModelSpec, place: NDArray[np.int64], count: int) -> tuple[Signal, ...]:
@@ -55,9 +59,9 @@ def segment_losses(cells: Sequence[Cell], version: str, count: int) -> tuple[Seg
     return tuple(found)
 
 
-def streams_of(found: Labelled, task: Task) -> dict[str, tuple[str, ...]]:
-    """Run the streaming detectors over the newest labelled losses; times of their alarms by detector."""
-    rows = np.flatnonzero(found.told)
+def streams_of(found: Labelled, version: str, task: Task) -> dict[str, tuple[str, ...]]:
+    """Run the streaming detectors over a version's newest losses; times of their alarms by detector."""
+    rows = np.flatnonzero(found.told & (found.rows["version"].to_numpy(dtype=str) == version))
     rows = rows[np.argsort(found.times[rows], kind="stable")][-_STREAM_ROWS:]
     if not len(rows):
         return {}
@@ -68,6 +72,14 @@ def streams_of(found: Labelled, task: Task) -> dict[str, tuple[str, ...]]:
     bound = float(np.quantile(losses[: max(1, len(losses) // 4)], 0.8)) if task == "regression" else 0.25
     fired = scan_losses(losses, losses > bound)
     return {name: tuple(f"{found.times[rows[i]].astype('datetime64[s]')}Z" for i in at) for name, at in fired.items()}
+
+
+def estimate_of(standing: Standing) -> HarmEstimate | None:
+    """Hand on what the ledger knows of the harm, unless its own assumptions fail."""
+    harm = standing.harm
+    if harm is None or not harm.reliable:
+        return None
+    return HarmEstimate(harm.change, harm.low, harm.high, harm.stage)
 
 
 def looks_taken(directory: Path, until: datetime) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring.alerts import follow_up
-from monitoring.families import looks_taken, outcomes_of, segment_losses, streams_of, ties_of
+from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
 from monitoring.performance import Standing, standing_of, window_edges
@@ -109,11 +109,12 @@ def watch(
         _losses(cells, subject.version, len(shown)),
         {name: unit for name, unit in subject.units.items() if name in subject.reference.columns},
         dict(subject.sla_hours),
-        outcomes=outcomes_of(subject.reference, found, place, len(shown)),
+        outcomes=outcomes_of(subject.reference, found, subject.version, place, len(shown)),
         signals=ties_of(frame, spec, place, len(shown)),
         segments=segment_losses(cells, subject.version, len(shown)),
-        streams=streams_of(found, spec.task),
+        streams=streams_of(found, subject.version, spec.task),
         looks=looks_taken(home / "drift" / model, until),
+        estimate=estimate_of(standing),
     )
     end = shown[-1].end
     verdict, diagnosis = decide(inputs, spec.drift), diagnose(inputs, spec.drift)

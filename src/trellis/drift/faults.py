@@ -28,6 +28,8 @@ _NULL_JUMP = 0.1
 # Steps between windows, in training's own largest step. A unit change needs the first from the last healthy window and
 # the second from every one; a bare jump needs the third from every one.
 _UNIT_STEP, _UNIT_NOVELTY, _JUMP_STEP = 1.0, 0.6, 1.5
+# No conversion moves a column by less, in spreads; the search for one is a look's dearest part.
+_STILL = 0.05
 # A column whose spread in some training period was below this share of the whole may well be constant for a window.
 _VARIES = 0.15
 # Where training cannot tell its own steps: in spreads for numbers, in total variation for categories.
@@ -220,7 +222,8 @@ def _fault(
     # Over a gap of several periods healthy data may wander further: as far as a random walk of the largest step.
     usual = (column.natural_step or _default_step(now)) * math.sqrt(min(gap, 9.0))
     if (
-        isinstance(now, NumericSummary)
+        step > _STILL
+        and isinstance(now, NumericSummary)
         and isinstance(last, NumericSummary)
         and isinstance(column.summary, NumericSummary)
     ):

@@ -23,7 +23,7 @@ from trellis.errors import DataError
 Array = NDArray[np.float64]
 
 _WAVES = 64  # random features of the classifier besides the columns themselves and their products
-_LEAST, _LEAST_HISTORY, _MOST = 50, 3, 5_000
+_LEAST, _LEAST_HISTORY, _MOST = 50, 3, 3_000
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,14 @@ def _single(score: Array) -> Array:
 
 
 def _quantile_edges(values: Array, bins: int) -> tuple[float, ...]:
+    """Return edges half way between a quantile and the next larger value: a score that is off by a rounding stays."""
     if not len(values):
         return ()
-    return tuple(float(e) for e in np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])))
+    ordered = np.unique(values)
+    cuts = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
+    above = np.searchsorted(ordered, cuts, side="right")
+    cuts, above = cuts[above < len(ordered)], above[above < len(ordered)]
+    return tuple(float(e) for e in (cuts + ordered[above]) / 2)
 
 
 def _design(values: Array, blocks: NDArray[Any] | None) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -233,3 +235,10 @@ def test_labels_and_rows_that_are_missing_are_named() -> None:
     few = {k: v[CUT - 10 : CUT + 10] for k, v in columns.items()}
     with pytest.raises(DataError, match="too few"):
         inject(few, [Change("covariate", ("x",), start=WHEN)], time=TIME[CUT - 10 : CUT + 10])
+
+
+def test_the_rooms_readme_shows_what_it_says(capsys) -> None:
+    text = (Path(__file__).parents[3] / "monitoring/README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "monitoring/README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == code.rsplit("# ", 1)[1].strip()
