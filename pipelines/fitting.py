@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trellis.adapters.remote_artifacts import local_artifact
-from trellis.artifact import verify
+from trellis.adapters.signing import verify_artifact
 from trellis.contract import LearnsOnline, ModelPlugin, Predictor, TrainingData, TrainingRun
 from trellis.errors import ContractError
 from trellis.settings import settings
@@ -34,7 +34,7 @@ def fit(plugin: ModelPlugin, data: TrainingData, run: TrainingRun, start: Start 
 
     Raises:
         ContractError: The plug-in's predictors learn no further rows.
-        ArtifactError: The version's files are not what was sealed.
+        ArtifactError: The version's files are not what was sealed, or not signed where a key is configured.
     """
     if start is None:
         return plugin.train(data, run)
@@ -45,7 +45,7 @@ def fit(plugin: ModelPlugin, data: TrainingData, run: TrainingRun, start: Start 
             remedy="Give the plug-in the verb learn (trellis.contract.LearnsOnline), or retrain by another method.",
         )
     place = local_artifact(start.path, start.digest, settings().directory())
-    verify(place, start.digest)
+    verify_artifact(place, start.digest, settings().verify_key)
     predictor = plugin.load(place)
     count = len(data.train)
     order = np.arange(count) if data.train.time is None else np.argsort(data.train.time, kind="stable")

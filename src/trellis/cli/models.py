@@ -229,6 +229,12 @@ def sign(
         raise ConfigError("There is no key to sign with.", where="TRELLIS_SIGNING_KEY", remedy="Name its PEM file.")
     chosen, location, digest = locate(name, version)
     verify(location, digest)
+    if location == settings().directory() / "artifacts" / digest:
+        raise ConfigError(
+            f"Version {chosen} of {name} is in an object store, and this is a copy.",
+            where=location,
+            remedy="Train it again with TRELLIS_SIGNING_KEY set; a version is signed when it is registered.",
+        )
     AuditTrail(settings().database_url).record("artifact sign", f"{name} v{chosen} {digest[:12]}", who=who, why=why)
     sign_artifact(location, key, secret.get_secret_value() if secret else None)
     typer.echo(f"Version {chosen} of {name} is signed: {location / SIGNATURE}")

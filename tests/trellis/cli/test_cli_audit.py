@@ -1,6 +1,7 @@
 """`trellis audit`: whatever an operator did, and nothing that could not be pinned on somebody."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,15 @@ def test_signing_a_version_by_hand_is_in_the_trail(home, monkeypatch):
     [(action, subject, who, why)] = audited()
     assert (action, who, why) == ("artifact sign", "anna", "keys are new")
     assert subject.startswith(f"{MODEL} v1 ")
+    copied = PlanStore(settings().database_url).history(MODEL)[0].plan.champion
+    copy = home / "artifacts" / copied.digest
+    shutil.copytree(copied.location, copy)
+    monkeypatch.setattr("trellis.cli.batch._located", lambda found: (found.version, copy, found.digest))
+    refused = run("models", "sign", MODEL, "2", "--why", "x")
+    assert "object store" in refused.stderr, "a signature on a copy would sign nothing"
+    monkeypatch.undo()
+    monkeypatch.setenv("TRELLIS_HOME", str(home))
+    monkeypatch.setenv("TRELLIS_SIGNING_KEY", str(home / "key.pem"))
     (home / "artifacts" / "2" / "toy.json").write_text("[]")
     assert run("models", "sign", MODEL, "2", "--why", "x").exit_code == 1
     assert not (home / "artifacts" / "2" / SIGNATURE).exists()
