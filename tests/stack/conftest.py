@@ -30,9 +30,9 @@ def figures():
 
 
 @pytest.fixture(scope="session")
-def stack(engine, figures, tmp_path_factory):
+def stack(engine, figures):
     first = {"STACK_FIRST_MODEL": "toy_binary", "STACK_FIRST_MODEL_UNTIL": "2013-05-01T00:00:00Z"}
-    made = Stack(tmp_path_factory.mktemp("stack"), **first)
+    made = Stack(**first)
     try:
         yield made
     finally:

@@ -37,13 +37,15 @@ def published(project: str) -> dict[str, int]:
 class Stack:
     """Drives one stack through docker compose and the project's own verbs."""
 
-    def __init__(self, tmp: Path, **settings: str):
+    def __init__(self, **settings: str):
         # A stack that STACK_KEEP=1 left standing is used again by naming it.
         self.name = os.environ.get("STACK_TEST") or "1"
         kept = self.name != "1"
         self.name = self.name if kept else f"trellis-test-{secrets.token_hex(3)}"
         self.ports = published(self.name) if kept else {name: free_port() for name in PORTS}
-        webhook = tmp / "webhook"
+        # Not where pytest tidies up: a container that comes back mounts it again.
+        webhook = ROOT / "var" / "test-stack" / "webhook"
+        webhook.parent.mkdir(parents=True, exist_ok=True)
         webhook.write_text("http://webhook:9095/")
         webhook.chmod(0o644)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("TRELLIS_", "STACK_", "COMPOSE_"))}

@@ -24,6 +24,7 @@ class Tally:
     labelled: list[str] = field(default_factory=list)
     why: dict[str, int] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    reopened: int = 0
 
 
 PATIENCE = 15.0
@@ -52,6 +53,8 @@ class Load:
     def _call(self, caller: int):
         with Post(self._port, self._key) as post:
             self._go_on(caller, post)
+            with self._lock:
+                self.tally.reopened += post.reopened
 
     def _go_on(self, caller: int, post: "Post"):
         number = 0
@@ -90,7 +93,13 @@ class Load:
 
 
 class Post:
-    """One connection that comes back; closed at the end of a with statement."""
+    """One connection that comes back; closed at the end of a with statement.
+
+    A kept connection that the other end has closed meanwhile is opened anew, once and at once, as HTTP clients do
+    (RFC 9112, 9.3.1; the request's id makes that safe); ``reopened`` counts it.
+    """
+
+    reopened = 0
 
     def __init__(self, port: int, key: str):
         self._port, self._headers = port, {"authorization": f"Bearer {key}", "content-type": "application/json"}
@@ -105,6 +114,7 @@ class Post:
         self._connection = None
 
     def __call__(self, path: str, body) -> tuple[str, dict]:
+        kept = self._connection is not None
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
@@ -114,4 +124,7 @@ class Post:
             return str(response.status), json.loads(text) if response.status == 200 else {"text": text.decode()[:300]}
         except (OSError, http.client.HTTPException) as error:
             self.__exit__()
+            if kept and isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
+                self.reopened += 1
+                return self(path, body)
             return type(error).__name__, {}
