@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from trellis.errors import ConfigError, close_matches
+from trellis.errors import ConfigError, StorageError, close_matches
 
 PREFIX = "TRELLIS_"
 FILE = "_FILE"
@@ -114,9 +114,20 @@ class Settings(BaseSettings):
             return self.host == "localhost"
 
     def directory(self, *parts: str) -> Path:
-        """Return an absolute directory below the home, made if it is not there."""
+        """Return an absolute directory below the home, made if it is not there.
+
+        Raises:
+            StorageError: It cannot be made.
+        """
         path = self.home.resolve().joinpath(*parts)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The home cannot be written: {error.strerror or error}.",
+                where=path,
+                remedy="Free the volume of TRELLIS_HOME, or let this user write it.",
+            ) from error
         return path
 
 

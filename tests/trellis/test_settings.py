@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trellis.errors import ConfigError
+from trellis.errors import ConfigError, StorageError
 from trellis.settings import PREFIX, TELEMETRY_OFF, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,13 @@ def test_a_wrong_value_in_a_file_is_not_told(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(ConfigError, match="TRELLIS_ONLINE_STORE") as raised:
         load_settings()
     assert "hunter2" not in str(raised.value)
+
+
+def test_a_home_that_cannot_be_written_is_named_with_its_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRELLIS_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(StorageError, match="TRELLIS_HOME"):
+        load_settings().directory("snapshots")
 
 
 def test_the_command_line_turns_telemetry_off_before_a_vendor_is_imported():
