@@ -191,7 +191,7 @@ def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
             rows.append({"x": round(x, 4), "z": "ab"[i % 2], "at": at})
             expected = x > 0 if name != "turned" else i % 10 < 3
             labels.append(int(expected))
-        send(stack, rows, labels, "2013-05-30T00:00:00Z", name)
+        send(stack, rows, labels, "2013-05-22T22:00:00Z", name)
     sent = time.monotonic()
 
     def heard() -> bool:
@@ -200,7 +200,7 @@ def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
     until(heard, 300, "the webhook hears of the drift", pause=2)
     figures["drift: seconds from the last label to the webhook"] = round(time.monotonic() - sent, 1)
     versions = len(decisions(stack, "gate"))
-    ended = flow(stack, "turn_loop", model=MODEL, now="2013-06-15T00:00:00Z", report=False)
+    ended = flow(stack, "turn_loop", model=MODEL, now="2013-05-23T00:00:00Z", report=False)
     assert ended.startswith("COMPLETED"), ended
     assert [one["verdict"]["outcome"] for one in decisions(stack, "retrain")][-1] == "RETRAIN"
     assert len(decisions(stack, "gate")) == versions + 1
