@@ -13,10 +13,12 @@ from typing import Any
 from trellis.adapters.database import engine
 from trellis.adapters.decision_store import DecisionStore, Headline
 from trellis.adapters.look_store import Look, LookStore
+from trellis.adapters.loop_store import LoopStore
 from trellis.adapters.plan_store import Change, PlanStore
 from trellis.adapters.rollout_store import RolloutStore
 from trellis.decision import Decision, Verdict
 from trellis.errors import RegistryError
+from trellis.loop.state import Loop
 from trellis.rollout.plan import RolloutPlan
 from trellis.rollout.state import Rollout, Transition
 
@@ -75,6 +77,7 @@ class ModelState:
     headlines: tuple[Headline, ...] = ()
     looks: tuple[Look, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    loop: Loop | None = None
 
     @property
     def look(self) -> Look | None:
@@ -105,6 +108,7 @@ class Reading:
         self._home = home
         self._plans = PlanStore(url)
         self._rollouts = RolloutStore(url)
+        self._loops = LoopStore(url)
         self._decisions = DecisionStore(engine(url))
         self._looks = LookStore(home)
         # Decisions never change, so one that was read is known for good.
@@ -131,6 +135,7 @@ class Reading:
             headlines=headlines,
             looks=tuple(self._looks.latest(model, looks)),
             alerts=tuple(_alerts(self._home / "alerts", model)),
+            loop=self._loops.current(model),
         )
 
     def decision(self, decision_id: str) -> Decision | None:

@@ -45,6 +45,11 @@ def _for_a_person(state: ModelState) -> list[Upcoming]:
                 "", "Resume, promote or abort the paused rollout", f"trellis rollout resume {state.model}", who="you"
             )
         )
+    if state.loop is not None and state.loop.broken_since:
+        why = f"{state.loop.failures} retrainings in a row led to no better version"
+        found.append(Upcoming("", "Find out why retraining does not help; its circuit breaker is open", why, who="you"))
+    if state.loop is not None and state.loop.paused:
+        found.append(Upcoming("", "Let the paused loop go on", f"trellis loop resume {state.model}", who="you"))
     return found
 
 
@@ -80,6 +85,10 @@ def _watching(state: ModelState) -> list[Upcoming]:
 
 def _retraining(state: ModelState) -> list[Upcoming]:
     told = state.latest.get("retrain")
+    cycle = state.loop.open if state.loop is not None else None
+    if state.loop is not None and cycle is not None:
+        what = f"Retraining {state.loop.cycles} goes on: {state.loop.stage}"
+        return [Upcoming("", what, cycle.why or f"asked for by {cycle.trigger}")]
     if told is None:
         return []
     if told.verdict.outcome == "RETRAIN":

@@ -272,6 +272,23 @@ def test_a_page_is_made_from_memory_the_second_time(console_world) -> None:
     assert reading.state(console_world.model).look.rows == 12_345
 
 
+def test_the_loop_tells_what_it_does_and_what_it_needs_a_person_for(console_world) -> None:
+    from services.console.upcoming import upcoming
+    from trellis.loop.state import Cycle, Loop
+
+    state = console_world.reading().state(console_world.model)
+    assert state.loop == Loop(console_world.model)  # watching
+    assert not [item for item in upcoming(state) if "etraining" in item.what]
+    cycle = Cycle("c-1", "retrain-1", "drift", "2013-07-16T00:00:00Z", "1", why="Drift asks for it.")
+    training = upcoming(replace(state, loop=Loop(state.model, "training", cycle, 3)))
+    assert ("Retraining 3 goes on: training", "Drift asks for it.") in [(i.what, i.because) for i in training]
+    ill = upcoming(replace(state, loop=Loop(state.model, failures=3, broken_since="2013-07-01T00:00:00Z", paused=True)))
+    mine = [item.what for item in ill if item.who == "you"]
+    assert [item.who for item in ill[: len(mine)]] == ["you"] * len(mine)  # a person's part comes first
+    assert "Find out why retraining does not help; its circuit breaker is open" in mine
+    assert "Let the paused loop go on" in mine
+
+
 def test_scales_enclose_what_they_show() -> None:
     from services.console.plots import _nice
 
