@@ -160,18 +160,26 @@ def test_choice_of_labels_by_score_is_evened_out_and_named(model) -> None:
     apart, p_value = selection(expected, some, rows, rows)
     assert apart > 0.1
     assert p_value < 1e-6
+    # Where the concept has turned, expected losses are wrong by score, and only evened-out labels tell the mean.
+    day, columns, score, y, _ = world(8, 40_000, 8, turn=1.0)
+    loss, expected = row_loss("binary", y, score), model.expect(score, columns)
+    some = np.where(np.random.default_rng(1).random(40_000) < 0.3 * score, loss, np.nan)
+    found = corrected(some, expected, model, rows, rows, day, strata=score)
+    uneven = corrected(some, expected, model, rows, rows, day, strata=np.zeros(40_000))
+    assert abs(uneven.value - loss.mean()) > 0.03
+    assert found.value == pytest.approx(loss.mean(), abs=0.02)
     fair = np.where(np.random.default_rng(2).random(40_000) < 0.1, loss, np.nan)
     assert abs(selection(expected, fair, rows, rows)[0]) < 0.1
 
 
 def test_intervals_cover_and_the_flag_is_quiet_without_drift_and_loud_with_it() -> None:
     """A short run of ``bench_performance.py``: 100 weeks with days that share shocks and covariates that have moved."""
-    held, false, found = [], [], []
+    held, false, found, half, off = [], [], [], [], []
     for seed in range(100):
-        day, columns, score, y, _ = world([seed, 0], 3_000, 30, shock=0.3)
+        day, columns, score, y, _ = world([seed, 0], 3_000, 30, shock=0.5)
         model = fit_loss_model(BINARY, y, score, columns, day)
         for turn in (0.0, 0.8):
-            day, columns, score, y, _ = world([seed, 1], 1_000, 7, shift=0.5, shock=0.3, turn=turn)
+            day, columns, score, y, _ = world([seed, 1], 1_000, 7, shift=0.5, shock=0.5, turn=turn)
             loss, rows = row_loss("binary", y, score), np.ones(1_000, dtype=bool)
             expected = model.expect(score, columns)
             known = np.where(day < 5, loss, np.nan)
@@ -183,8 +191,14 @@ def test_intervals_cover_and_the_flag_is_quiet_without_drift_and_loud_with_it() 
             better = corrected(known, expected, model, rows, day < 5, day, strata=score)
             held.append([guess.low <= loss.mean() <= guess.high, better.low <= loss.mean() <= better.high])
             false.append(seen.p_value < 0.05)
+            half.append([(e.high - e.low) / 2 for e in (guess, better)])
+            off.append([e.value - loss.mean() for e in (guess, better)])
     # Binomial bounds: at 95 % fewer than 88 of 100 happens once in 500 times.
     assert np.sum(held, axis=0).min() >= 88, np.sum(held, axis=0)
+    # Nor are they wide for safety's sake: half of one is the 1.96 standard deviations by which the values are off.
+    ratio = np.mean(half, axis=0) / (1.96 * np.std(off, axis=0))
+    assert (ratio > 0.8).all(), ratio
+    assert (ratio < 1.3).all(), ratio
     assert np.sum(false) <= 13
     assert np.sum(found) >= 95
 

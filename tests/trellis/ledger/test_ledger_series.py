@@ -99,6 +99,16 @@ def test_taken_again_for_a_past_moment_it_is_the_same_to_the_last_digit(model) -
     assert dumps(look(model, made, labels, columns, 6)) == dumps(before)
 
 
+@pytest.mark.parametrize("delay", [24.0, 72.0])
+def test_what_was_said_first_is_what_a_look_at_the_windows_end_says(model, delay) -> None:
+    """Also where truths come before the declared delay: those do not count yet."""
+    made, labels, columns = log(delay=delay)
+    then = next(p for p in look(model, made, labels, columns, 7).points if p.version == "1")
+    now = next(p for p in look(model, made, labels, columns, 30).points if p.version == "1")
+    assert now.first == then.best
+    assert now.stage == "realised"
+
+
 def test_a_version_without_a_loss_model_says_so_and_is_still_measured(model) -> None:
     found = look(model, *log(), 20)
     second = [p for p in found.points if p.version == "2"]
