@@ -170,6 +170,8 @@ def _stand(chosen: argparse.Namespace) -> int:
         sys.stdout.write(dumps(standing) + "\n")
     else:
         Console().print(table_of(standing, subject, chosen.segment))
+        if not standing.series.points:
+            sys.stdout.write(f"No prediction of {chosen.model} lies in these windows yet.\n")
     return 0
 
 

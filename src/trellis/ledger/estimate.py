@@ -19,20 +19,20 @@ correlation that the reference shows; days may not.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trellis.ledger.basis import Floats, Ints
-from trellis.ledger.loss_model import Expected, LossModel, correlation_of
+from trellis.ledger.loss_model import Expected, LossModel, shared_of
 from trellis.metrics import t_quantile
 from trellis.sums import loss_sums
 
 FEWEST_LABELS = 30
 _TUNED_FROM = 100
-_STRATA, _PER_STRATUM = 5, 20
+_STRATA, _PER_STRATUM = 10, 40
 _TRUSTED_DAYS = 10
 
 Mask = NDArray[np.bool_]
@@ -70,7 +70,7 @@ def estimated(model: LossModel, expected: Expected, rows: Mask, days: Ints, *, l
         return None
     value = float(expected.loss[rows].mean())
     fit = _fit_variance(model, expected, rows)
-    alone, shared = _mean_variance(expected.spread[rows], days[rows], model.correlation)
+    alone, shared = _variance(np.full(rows.sum(), 1 / rows.sum()), expected, rows, days, model.shared)
     half = _half([(alone, 10**9), (fit, model.days - 1), (shared, model.days - 1)], level)
     return Estimate(value, max(0.0, value - half), value + half, int(rows.sum()), math.sqrt(fit))
 
@@ -112,34 +112,33 @@ def corrected(
     residual = residual - shift
     value = float(loss[lab].sum() + slope * helper[rest].sum() + shift * rest.sum()) / total
     spread = expected.spread if expected is not None else np.ones(len(loss))
+    pull = expected.pull if expected is not None else np.ones(len(loss))
     worth = float(weight[lab].sum() ** 2 / (weight[lab] ** 2).sum())  # labels of equal weight that say as much
     freedom = max(1.0, worth - len(np.unique(weight[lab])))
     seen = float((weight[lab] * residual**2).mean() / (weight[lab] * spread[lab] ** 2).mean()) * worth / freedom
-    spread = spread * math.sqrt(max(seen, 1e-12))
+    noise = replace(expected or _plain(len(loss)), spread=spread * math.sqrt(max(seen, 1e-12)), pull=pull)
     if model is not None and model.days >= _TRUSTED_DAYS:
-        rho = model.correlation
+        tau, known_days = model.shared, model.days
     else:
-        rho = correlation_of(residual / spread[lab], np.unique(days[lab], return_inverse=True)[1].astype(np.int64))
-    names, place = np.unique(days, return_inverse=True)
-    size, share = len(names), rest.sum() / total
-
-    def sums(mask: Mask, values: Floats) -> Floats:
-        return np.asarray(np.bincount(place[mask], values[mask], size), dtype=np.float64)
-
-    rest_sum, lab_sum = sums(rest, spread), sums(lab, weight * spread)
-    lab_own = float((weight[lab] * spread[lab]) @ (weight[lab] * spread[lab])) / count**2
-    alone = (1 - rho) * (float(spread[rest] @ spread[rest]) / total**2 + share**2 * lab_own)
+        own_days = np.unique(days[lab], return_inverse=True)[1].astype(np.int64)
+        tau, known_days = shared_of(residual, pull[lab], own_days), int(own_days.max()) + 1
     # What a day shares moves its labelled and its other rows alike, so it largely cancels where both are of one day.
-    shared = rho * float(((rest_sum / total - share * lab_sum / count) ** 2).sum())
-    known_days = model.days if model is not None and model.days >= _TRUSTED_DAYS else len(np.unique(days[lab]))
-    trusted = max(1, known_days - 1)
-    half = _half([(alone, freedom), (shared, trusted)], level)
-    own = (1 - rho) * lab_own + rho * float((lab_sum**2).sum()) / count**2
+    share = np.where(rest, 1 / total, -rest.sum() / total * weight / count)[rows]
+    alone, shared = _variance(share, noise, rows, days, tau)
+    half = _half([(alone, freedom), (shared, max(1, known_days - 1))], level)
+    own = sum(_variance(weight[lab] / count, noise, lab, days, tau))
     return Estimate(value, max(0.0, value - half), value + half, total, math.sqrt(own))
 
 
+def _plain(rows: int) -> Expected:
+    """Return what is expected without a reference: nothing, with a spread and a pull of 1."""
+    none = np.zeros(rows)
+    index, weight = np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, 0))
+    return Expected(none, np.ones(rows), np.ones(rows), none, index, weight, np.zeros(rows, dtype=np.bool_))
+
+
 def _balance(by: Floats, lab: Mask, rest: Mask) -> Floats:
-    """Return weights of mean 1 that give labelled rows the other rows' distribution over up to five strata."""
+    """Return weights of mean 1 that give labelled rows the other rows' distribution over up to ten strata."""
     count = int(lab.sum())
     parts = min(_STRATA, count // _PER_STRATUM)
     if parts < 2 or not rest.any():
@@ -194,7 +193,7 @@ def agreement(
     if count < FEWEST_LABELS:
         return None
     gap = float((loss[lab] - expected.loss[lab]).mean())
-    alone, shared = _mean_variance(expected.spread[lab], days[lab], model.correlation)
+    alone, shared = _variance(np.full(count, 1 / count), expected, lab, days, model.shared)
     fit = _fit_variance(model, expected, lab)
     total = alone + shared + fit
     freedom = total**2 / max(1e-300, (shared**2 + fit**2) / (model.days - 1) + alone**2 / max(1, count - 1))
@@ -238,12 +237,12 @@ def _fit_variance(model: LossModel, expected: Expected, rows: Mask) -> float:
     return float(model.drawn(expected, rows).var(ddof=1)) * blocks / (blocks - 1)
 
 
-def _mean_variance(spread: Floats, days: Ints, rho: float) -> tuple[float, float]:
-    """Return the variance of a mean of rows: what rows have of their own, and what days share."""
-    place = np.unique(days, return_inverse=True)[1]
-    shared = float((np.bincount(place, spread) ** 2).sum())
-    n = len(spread)
-    return (1 - rho) * float((spread**2).sum()) / n**2, rho * shared / n**2
+def _variance(share: Floats, expected: Expected, rows: Mask, days: Ints, shared: float) -> tuple[float, float]:
+    """Return the variance of ``Σ share * residual`` over some rows: of the rows' own, and of what days share."""
+    moved = share * expected.pull[rows]
+    place = np.unique(days[rows], return_inverse=True)[1]
+    pairs = float((np.bincount(place, moved) ** 2).sum() - (moved**2).sum())
+    return float(((share * expected.spread[rows]) ** 2).sum()), max(0.0, shared * pairs)
 
 
 def _half(parts: list[tuple[float, float]], level: float) -> float:

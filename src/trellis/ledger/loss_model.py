@@ -57,7 +57,7 @@ class LossModel:
         mean_draws: Mean loss of the same resamples.
         strata: Rising inner edges of the expected loss between which residual variances were measured.
         variances: Mean squared residual per stratum.
-        correlation: Intraclass correlation of residuals within a day.
+        shared: Variance of what a day shares, in units of the squared pull.
     """
 
     method: str
@@ -73,7 +73,7 @@ class LossModel:
     mean_draws: tuple[float, ...]
     strata: tuple[float, ...]
     variances: tuple[float, ...]
-    correlation: float
+    shared: float
 
     def expect(self, score: Floats, columns: Batch) -> Expected:
         """Return what is expected of predictions.
@@ -90,7 +90,11 @@ class LossModel:
         outside: NDArray[np.bool_] = np.any((table < self.lowest) | (table > self.highest), axis=1)
         for term in self.terms:
             outside |= term.unseen(columns.get(term.column), len(score))
-        return Expected(own, _direction(self.method, table) * np.sqrt(variance), offset, index, weight, outside)
+        spread = np.sqrt(variance)
+        pull = spread
+        if self.method == "cbpe" and score.ndim == 1:
+            spread, pull = _bernoulli(self.probability(score), score)
+        return Expected(own, spread, pull, offset, index, weight, outside)
 
     def drawn(self, expected: Expected, rows: NDArray[np.bool_]) -> Floats:
         """Return the mean expected loss of some rows under every draw of the coefficients."""
@@ -128,13 +132,15 @@ class Expected:
 
     Attributes:
         loss: Expected loss.
-        spread: Standard deviation of the loss around it, with the sign in which what a day shares moves it.
+        spread: Standard deviation of the loss around it.
+        pull: How much what a day shares moves it, with the sign.
         offset, index, weight: The rows of the basis.
         outside: Rows unlike any in the reference: a score beyond its range, or an unseen category.
     """
 
     loss: Floats
     spread: Floats
+    pull: Floats
     offset: Floats
     index: Ints
     weight: Floats
@@ -189,6 +195,9 @@ def fit_loss_model(
     freedom = len(y) / max(1.0, len(y) - (size if method == "dle" else 1))
     filled = np.maximum(1, np.bincount(place, None, len(strata) + 1))
     variances = np.bincount(place, residual**2, len(strata) + 1) / filled * freedom + 1e-12
+    pull = np.sqrt(variances[place])
+    if spec.task == "binary":
+        pull = _bernoulli(np.interp(p, knots[0], fitted[0][: len(knots[0])]), p)[1]
     sums = np.bincount(blocks, loss, weights.shape[1]), np.bincount(blocks, None, weights.shape[1])
     table = _table(p)
     return LossModel(
@@ -205,17 +214,20 @@ def fit_loss_model(
         tuple((weights[1:] @ sums[0] / (weights[1:] @ sums[1])).tolist()),
         tuple(strata.tolist()),
         tuple(variances.tolist()),
-        correlation_of(_direction(method, table) * residual / np.sqrt(variances[place]), day),
+        shared_of(residual, pull, day),
     )
 
 
-def correlation_of(values: Floats, days: Ints) -> float:
-    """Return the intraclass correlation of values with mean 0 and variance 1 within days, in [0, 0.95]."""
-    sums, squares = np.bincount(days, values), np.bincount(days, values**2)
-    sizes = np.bincount(days).astype(np.float64)
-    pairs = float((sizes * (sizes - 1)).sum())
-    together, scale = float((sums**2 - squares).sum()), float(squares.sum() / sizes.sum())
-    return float(np.clip(together / pairs / scale, 0.0, 0.95)) if pairs and scale > 0 else 0.0
+def shared_of(residual: Floats, pull: Floats, days: Ints) -> float:
+    """Return the variance of ``u`` in ``residual = pull * u(day) + noise``, by the products of rows of one day.
+
+    At least 0, and at most what leaves noise of its own. With a pull of 1 it is the covariance within days.
+    """
+    moved, square = pull * residual, pull**2
+    wanted = float((np.bincount(days, moved) ** 2 - np.bincount(days, moved**2)).sum())
+    scale = float((np.bincount(days, square) ** 2 - np.bincount(days, square**2)).sum())
+    most = 0.95 * float((residual**2).mean()) / max(1e-12, float(square.mean()))
+    return float(np.clip(wanted / scale, 0.0, most)) if scale > 0 else 0.0
 
 
 def _terms(chosen: Sequence[Field], columns: Batch) -> tuple[Term, ...]:
@@ -259,11 +271,14 @@ def _basis(
     return offset, np.concatenate(indices, axis=1), np.concatenate(weights, axis=1)
 
 
-def _direction(method: str, table: Floats) -> Floats:
-    """Return the sign in which more positives move a row's loss: up below one half, down above."""
-    if method == "cbpe" and table.shape[1] == 1:
-        return np.where(table[:, 0] < 0.5, 1.0, -1.0)
-    return np.ones(len(table))
+def _bernoulli(probability: Floats, score: Floats) -> tuple[Floats, Floats]:
+    """Return spread and pull of the Brier loss of a binary truth: ``|1 - 2s| √(p(1-p))`` and ``(1 - 2s) p (1-p)``.
+
+    The second is the derivative by the log-odds: a day that makes everything likelier raises the loss of low scores and
+    lowers that of high ones.
+    """
+    own = np.clip(probability * (1 - probability), 1e-6, None)
+    return np.abs(1 - 2 * score) * np.sqrt(own), (1 - 2 * score) * own
 
 
 def _table(score: Floats) -> Floats:
