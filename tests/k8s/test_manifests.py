@@ -108,3 +108,10 @@ def test_everything_that_is_in_the_tree_is_in_an_overlay_or_a_component(tmp_path
         entries = [*text.get("resources", []), *(p["path"] for p in text.get("patches", []) if "path" in p)]
         named |= {(path.parent / entry).resolve() for entry in entries}
     assert listed <= named
+
+
+def test_every_board_is_handed_to_grafana(tmp_path: Path):
+    maps = {m["metadata"]["name"]: m["data"] for m in of_kind(render("local", "grafana", place=tmp_path), "ConfigMap")}
+    boards = next(data for name, data in maps.items() if name.startswith("grafana-boards"))
+    folder = K8S.parents[1] / "monitoring/grafana/dashboards"
+    assert boards == {path.name: path.read_text() for path in folder.iterdir()}
