@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from trellis.adapters.files import write_atomically
+from trellis.alerts import SEVERITIES
 from trellis.drift import Diagnosis, Window
 
 logger = logging.getLogger(__name__)
-
-SEVERITY = {"UPSTREAM_FAULT": "critical", "DRIFT": "warning"}
 
 
 def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, decision: str) -> Path | None:
@@ -40,6 +39,7 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
             if window.end > alert["last_window"]:
                 views = sorted({*alert["views"], *found.views})
                 now = {**_finding(found, decision), "views": views, "since": alert["since"]}
+                now["severity"] = max(alert["severity"], found.severity, key=SEVERITIES.index)
                 _write(path, {**alert, **now, "last_window": window.end, "looks": alert["looks"] + 1})
         elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
             _write(path, {**alert, "status": "closed", "closed_at": window.end})
@@ -56,7 +56,7 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
         **_finding(found, decision),
         "id": name,
         "status": "open",
-        "severity": SEVERITY[found.outcome],
+        "severity": found.severity,
         "model": model,
         "outcome": found.outcome,
         "opened_at": window.end,
@@ -70,6 +70,7 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
 def _finding(found: Diagnosis, decision: str) -> dict[str, Any]:
     return {
         "kind": found.kind,
+        "cause": found.cause,
         "views": list(found.views),
         "columns": [f.column for f in found.faults] or [s.name for s in found.shifts if s.level],
         "since": found.since,

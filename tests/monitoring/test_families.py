@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import numpy as np
@@ -20,7 +21,11 @@ def test_a_concept_change_without_a_shift_is_named_with_segments_and_streams(ser
         return {**rows, "late": np.where(worse & (rows["probability"] < 0.5), 1, rows["late"])}
 
     until = served.serve(14, turned)
-    found = watch(served.subject, served.home, until, report=False).diagnosis
+    result = watch(served.subject, served.home, until, report=False)
+    found = result.diagnosis
+    assert result.alert is not None
+    alert = json.loads(result.alert.read_text())
+    assert (alert["severity"], alert["cause"]) == ("critical", "concept drift")
     assert (found.outcome, found.cause) == ("DRIFT", "concept drift"), found.reason
     assert found.segments == ("line=south",)
     assert found.severity == "critical"
