@@ -18,7 +18,7 @@ SPEC = ModelSpec(
     description="Whether a ferry is late.",
     request=(
         Field("line", "category", "The line."),
-        Field("load", "float", "Share of seats sold."),
+        Field("load", "float", "How full it is."),
         Field("temp", "float", "Air temperature, degrees Fahrenheit.", nullable=True),
     ),
     inputs=("line", "load", "temp"),
