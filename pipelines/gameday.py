@@ -7,28 +7,23 @@ time; labels follow after the declared delay.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from trellis.client import Client, Label
 from trellis.contract import ModelSpec
 from trellis.drift import CONVERSIONS, declared_unit
 from trellis.drift.simulate import Change, Simulated, Simulator
-from trellis.errors import ConfigError, DataError, RequestError, TrellisError
+from trellis.errors import ConfigError, DataError, RequestError
 
 SCENARIOS = ("calm", "unit", "nulls", "recode", "covariate", "concept", "label")
 _LEFT_OUT = ("evidently", "logs", "game-day", "alerts", "quarantine")
@@ -224,38 +219,37 @@ def drill(
 def report_of(model: str, scenario: str, named: tuple[str, ...], start: datetime, days: Sequence[Day]) -> Report:
     """Sum a drill's days up: what was noticed, when, whether it was named, and what was done."""
     after = _noticed(days, named)
+    right = any(_newly(d, days, named) for d in after)
     before = [d for d in days if not d.injected and (d.outcome in _ALARMS or d.refused)]
     noticed = (datetime.fromisoformat(after[0].until) - start) / timedelta(days=1) if after else None
-    told = {c.partition(".")[0] for d in after for c in d.columns}
     done = [f"alert {d.alert}" for d in days if d.alert]
     done += [f"retraining decision {d.retrain}" for d in days if d.retrain != "WAIT"]
     done += [f"the loop is {days[-1].stage}"] if days else []
     return Report(
         model, scenario, named, start.isoformat(), tuple(days), len(before),
-        None if noticed is None else round(noticed, 2), bool(told & set(named)) if named and after else None,
+        None if noticed is None else round(noticed, 2), right if named and after else None,
         tuple(dict.fromkeys(done)),
     )  # fmt: skip
 
 
 def _noticed(days: Sequence[Day], named: Sequence[str]) -> list[Day]:
-    """Return the days on which the change was noticed: an alarm that names it or is news, or rows refused at the door.
+    """Return the days on which the change was noticed: an alarm that is news, or rows refused at the door.
 
-    A system may have drifted before the drill began; an alarm that was there on the quiet days notices nothing.
+    A system may have drifted before the drill began: what was called the same, and named, on the quiet days is no news.
     """
     known = {(d.outcome, d.kind) for d in days if not d.injected}
-    names = set(named)
     return [
         d
         for d in days
         if d.injected
-        and (
-            d.refused
-            or (
-                d.outcome in _ALARMS
-                and ((d.outcome, d.kind) not in known or names & {c.partition(".")[0] for c in d.columns})
-            )
-        )
+        and (d.refused or (d.outcome in _ALARMS and ((d.outcome, d.kind) not in known or _newly(d, days, named))))
     ]
+
+
+def _newly(day: Day, days: Sequence[Day], named: Sequence[str]) -> bool:
+    """Return whether a day names a changed column that no quiet day named in an alarm of the same outcome."""
+    before = {c.partition(".")[0] for d in days if not d.injected and d.outcome == day.outcome for c in d.columns}
+    return bool({c.partition(".")[0] for c in day.columns} & set(named) - before)
 
 
 def _recorded(spec: ModelSpec, home: Path, days: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -335,83 +329,3 @@ def _row(spec: ModelSpec, row: pd.Series, changed: Simulated, i: int, moved: np.
 def _alert(path: str | None) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     return found
-
-
-def use_copy(home: Path) -> Path:
-    """Make a copy of the home the one of this process and its children, with the log as the only channel."""
-    target = home / "game-day"
-    copy_home(home, target)
-    os.environ["TRELLIS_HOME"] = str(target)
-    os.environ.pop("TRELLIS_ALERTS", None)
-    return target
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Play a game day and return its exit code: 0 noticed, 3 not noticed (calm: a false alarm), 1 an error."""
-    parser = argparse.ArgumentParser(
-        prog="trellis game-day",
-        description="Put a known change into a copy of the system's traffic, and see what it notices, when, and does.",
-        epilog="exit codes: 0 noticed (calm: no alarm), 1 error, 2 usage, 3 not noticed (calm: a false alarm)",
-    )
-    parser.add_argument("model")
-    parser.add_argument("--scenario", choices=SCENARIOS, default="unit")
-    parser.add_argument("--column", action="append", default=[], help="where; chosen by the scenario if not given")
-    parser.add_argument("--quiet-days", type=int, default=2, help="days before the change")
-    parser.add_argument("--days", type=int, default=7, help="most days with it; the drill ends when it is noticed")
-    parser.add_argument("--all-days", action="store_true", help="go on after it is noticed")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    chosen = parser.parse_args(arguments)
-    from trellis.settings import settings, silence_telemetry
-
-    silence_telemetry()
-    try:
-        if settings().store_url or settings().mlflow_uri:
-            raise ConfigError(
-                "A drill needs the embedded stores, which it copies.",
-                where="TRELLIS_STORE_URL, TRELLIS_MLFLOW_URI",
-                remedy="Unset them, and give a TRELLIS_HOME with a system of its own.",
-            )
-        use_copy(settings().directory())
-        settings.cache_clear()
-        return _told(chosen)
-    except TrellisError as error:
-        sys.stderr.write(f"trellis game-day: {error}\n")
-        return 1
-
-
-def _told(chosen: argparse.Namespace) -> int:
-    console = Console(stderr=chosen.json)
-    table = Table(title=f"Game day: {chosen.scenario} in {chosen.model}", expand=True)
-    for name in ("until", "rows", "refused", "injected", "look", "names", "since", "alert", "retrain", "loop"):
-        table.add_column(name, overflow="fold")
-    report: Report | None = None
-    with console.status("") as status:
-        for found in drill(
-            chosen.model, chosen.scenario, quiet=chosen.quiet_days, days=chosen.days, columns=chosen.column,
-            on=chosen.all_days,
-        ):  # fmt: skip
-            if isinstance(found, Report):
-                report = found
-                continue
-            status.update(f"{found.until[:10]}: {found.outcome}")
-            table.add_row(
-                found.until[:16], str(found.sent), str(found.refused), "yes" if found.injected else "", found.outcome,
-                ", ".join(found.columns[:4]), found.since[:10], found.alert, found.retrain, found.stage,
-            )  # fmt: skip
-    assert report is not None
-    if chosen.json:
-        sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n")
-    else:
-        console.print(table)
-        after = report.noticed_after_days
-        when = "was not noticed" if after is None else f"noticed after {after:g} days"
-        where = "" if report.named is None else f", {'rightly' if report.named else 'NOT'} named"
-        console.print(f"{report.scenario} in {', '.join(report.columns) or 'the labels'}: {when}{where}.")
-        console.print(f"Done: {'; '.join(report.done)}. False alarms before: {report.false_alarms}.")
-    if chosen.scenario == "calm":
-        return 3 if report.noticed_after_days is not None or report.false_alarms else 0
-    return 3 if report.noticed_after_days is None else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -78,6 +78,17 @@ def day(number, outcome="STABLE", *, injected=True, columns=(), kind="none", ref
             True,
             1,
         ),
+        # The column was named before the change: naming it again tells nothing.
+        (
+            [
+                day(0, "DRIFT", injected=False, kind="gradual", columns=("temp",)),
+                day(2, "DRIFT", kind="gradual", columns=("temp",)),
+                day(3, "UPSTREAM_FAULT", kind="unit", columns=("temp",)),
+            ],
+            2.0,
+            True,
+            1,
+        ),
     ],
 )
 def test_noticed_is_what_is_new_or_names_it(days, noticed, named, false):

@@ -14,7 +14,10 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 _ROOMS = {
     "flow": ("pipelines", "Run a flow: train, prepare, advance, loop, replay; --help lists them."),
     "demo": ("pipelines.demo", "Run the main job on real flights, start to end."),
-    "game-day": ("pipelines.gameday", "Put a known change into a copy of the traffic; see what is noticed and done."),
+    "game-day": (
+        "pipelines.gameday_cli",
+        "Put a known change into a copy of the traffic; see what is noticed and done.",
+    ),
     "serve": ("services.prediction", "Serve every model that has a rollout plan."),
     "alerts": ("monitoring", "Alerts: list them, silence some, test the channels, deliver what is due."),
     "watch": ("monitoring", "Look at a model's traffic: drift, performance, report, metrics."),
