@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import TypeAdapter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,12 +26,14 @@ from services.console.access import Access
 from services.console.reading import Reading
 from services.console.view import view_of
 from services.prediction.auth import Guard
+from trellis.decision import Decision, dumps
 from trellis.errors import RegistryError, StorageError
 from trellis.explain import intact, replay, same
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "/ui"
+_DECISION = TypeAdapter(Decision)
 _HERE = Path(__file__).parent
 _TONES = {
     "good": {"PROMOTE", "STABLE"},
@@ -93,18 +97,10 @@ class Console:
         decision = self._reading.decision(name)
         if decision is None:
             raise HTTPException(404, f"No decision has the id {name[:100]!r}.")
-        agrees, problem = False, ""
-        try:
-            agrees = same(replay(decision), decision.verdict)
-        except RegistryError as error:
-            problem = str(error)
+        agrees, whole, problem = _again(dumps(decision))
+        policy = decision.inputs.get("policy") or {}
         return self._page(
-            "decision.html",
-            decision=decision,
-            agrees=agrees,
-            problem=problem,
-            intact=intact(decision),
-            policy=decision.inputs.get("policy") or {},
+            "decision.html", decision=decision, agrees=agrees, problem=problem, intact=whole, policy=policy
         )
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -127,6 +123,20 @@ class Console:
     def _bug(self, request: Request, error: Exception) -> Response:
         logger.error("unexpected error on %s", request.url.path, exc_info=error)
         return self._error(500, "The page met an error it does not know; it is in the console's log.")
+
+
+@lru_cache(maxsize=256)
+def _again(document: str) -> tuple[bool, bool, str]:
+    """Take a decision again, once for the same content: a pure function's answer stays.
+
+    Returns:
+        Whether it agrees, whether its id is its content's digest, and why it cannot be taken again.
+    """
+    decision = _DECISION.validate_json(document)
+    try:
+        return same(replay(decision), decision.verdict), intact(decision), ""
+    except RegistryError as error:
+        return False, intact(decision), str(error)
 
 
 def _environment() -> Environment:
