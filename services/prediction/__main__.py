@@ -16,6 +16,7 @@ from trellis.errors import ConfigError, TrellisError
 from trellis.settings import PREFIX, Settings, load_settings, silence_telemetry
 
 _ROOT = Path(__file__).resolve().parents[2]
+_ASK_AGAIN_SECONDS = 1.0
 _SHORT = 80
 
 
@@ -61,6 +62,23 @@ def environment(config: Settings, workers: int) -> dict[str, str]:
     }
 
 
+def insist_on_quitting() -> None:
+    """Let Circus, which BentoML runs the workers with, be asked to quit every second until it does.
+
+    It refuses whatever comes while a dead worker is being replaced, a signal too, and then would never end.
+    """
+    from circus.sighandler import SysHandler
+
+    ask_once = SysHandler.quit
+
+    def insist(handler: Any) -> None:
+        ask_once(handler)
+        loop = handler.controller.loop
+        loop.add_callback_from_signal(loop.call_later, _ASK_AGAIN_SECONDS, insist, handler)
+
+    SysHandler.quit = insist
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m services.prediction", description=__doc__)
@@ -80,6 +98,7 @@ def main() -> int:
     print(f"Prediction service on http://{host}:{port}, described at /docs. {who}", flush=True)  # noqa: T201
     from _bentoml_impl.server import serve_http
 
+    insist_on_quitting()
     with _private_control():
         server = serve_http(
             "services.prediction.service:Prediction",

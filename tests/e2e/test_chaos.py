@@ -45,6 +45,7 @@ def test_killed_workers_and_controllers_lose_nothing_that_was_acknowledged():
     assert (found["worker_kills"], found["controller_kills"]) == (2, 5), found
     assert found["acknowledged"] > 200
     assert found["answers_that_were_errors"] == {}
+    assert found["stopped_while_a_worker_was_replaced_s"] < 40, "the wish to end is not lost"
     assert found["lost_records"] == found["doubled_records"] == 0
     assert found["stuck_rollouts"] == found["rollouts_with_a_doubled_or_missing_move"] == 0
     assert found["plan_revisions_in_one_row"]

@@ -37,21 +37,23 @@ def kills(
     versions = [service.version("1"), service.version("2", slope=0.5)]
     service.first(versions[0])
     moments: list[float] = []
-    with service, Load(service.port, pause=0.01, per_connection=50) as load:
-        reaper = _Controllers(service.store_url, versions, controller_kills, random.Random(7))
-        reaper.start()
-        began = time.monotonic()
-        while len(moments) < worker_kills:
-            time.sleep(draw.uniform(0.05, 0.6))
-            alive = sorted(service.answering())
-            if len(alive) > 1:  # of the last one the answers would only be missing, not lost
-                os.kill(draw.choice(alive), signal.SIGKILL)
-                moments.append(time.monotonic())
-        reaper.join()
-        back = time.monotonic()
-        wait_for(lambda: len(service.answering()) == workers, "all workers to be back", 90)
-        back = time.monotonic() - back
-        took = time.monotonic() - began
+    with service:
+        with Load(service.port, pause=0.01, per_connection=50) as load:
+            reaper = _Controllers(service.store_url, versions, controller_kills, random.Random(7))
+            reaper.start()
+            began = time.monotonic()
+            while len(moments) < worker_kills:
+                time.sleep(draw.uniform(0.05, 0.6))
+                alive = sorted(service.answering())
+                if len(alive) > 1:  # of the last one the answers would only be missing, not lost
+                    os.kill(draw.choice(alive), signal.SIGKILL)
+                    moments.append(time.monotonic())
+            reaper.join()
+            back = time.monotonic()
+            wait_for(lambda: len(service.answering()) == workers, "all workers to be back", 90)
+            back = time.monotonic() - back
+            took = time.monotonic() - began
+        stopped = _stopped_while_a_worker_is_replaced(service)
     play(service.store_url, "plain", versions, until_final=True)
     logged = read_predictions(home, "plain")
     have = set(logged["id"])
@@ -62,6 +64,7 @@ def kills(
         "controller_kills": reaper.killed,
         "seconds": round(took, 1),
         "all_workers_back_after_the_last_kill_s": round(back, 1),
+        "stopped_while_a_worker_was_replaced_s": round(stopped, 1),
         "acknowledged": sum(a.status == 200 for a in load.answers),
         "lost_records": len(lost),
         "oldest_lost_record_ms_before_its_kill": round(max(ages, default=0.0) * 1000),
@@ -72,6 +75,16 @@ def kills(
         "broken_connections": sum(load.broken.values()),
         **_rollouts(service),
     }
+
+
+def _stopped_while_a_worker_is_replaced(service: Service) -> float:
+    """Kill one more, and ask the service to end just when its successor begins; return the seconds that took."""
+    known = {child.pid for child in service.worker_processes()}
+    os.kill(min(known), signal.SIGKILL)
+    wait_for(lambda: {child.pid for child in service.worker_processes()} - known, "the successor", 30)
+    began = time.monotonic()
+    service.stop()
+    return time.monotonic() - began
 
 
 class _Controllers(threading.Thread):
