@@ -63,7 +63,7 @@ FORBIDDEN = {
 }
 # Imported though another one brings it.
 COME_ALONG = {
-    "circus": "BentoML's; it has to be asked twice to quit",
+    "kantoku": "BentoML's; it has to be asked twice to quit",
     "mmh3": "Feast's, whose keys are read",
     "pydantic-core": "pydantic's other half",
     "typeguard": "Feast's; it is switched off before it costs seconds",
