@@ -1,6 +1,6 @@
 """The loop killed anywhere: how many kills it takes without a stuck, doubled or lost step, and where they struck.
 
-Run: ``python tests/benchmarks/bench_loop.py [--kills 500]``. A quarter of a loop with failures, rejections, rollbacks
+Run: ``python tests/benchmarks/bench_loop.py [--kills 500]``. A quarter of a loop with rejections, rollbacks
 and regressions is played on a real SQLite file by processes that end without warning at random SQL statements; what is
 left is compared with an undisturbed quarter.
 """

@@ -24,7 +24,6 @@ from trellis.adapters.decision_store import DecisionStore
 from trellis.adapters.loop_store import LoopStore
 from trellis.contract import RetrainPolicy
 from trellis.decision import decision_of, dumps
-from trellis.errors import DataError
 from trellis.loop import (
     Followed,
     Gated,
@@ -88,8 +87,6 @@ class World:
         return Weighed(found.id, found.verdict.outcome, found.verdict.reason, "drift", "1")
 
     def train(self, cycle):
-        if chance(self.seed, "disk", cycle.id, cycle.attempts) < 0.1:
-            raise DataError("the disk is full")
         return Trained({"candidate": self.act(f"{cycle.id} candidate", f"of {cycle.decision}")})
 
     def gate(self, cycle):
