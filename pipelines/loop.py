@@ -289,7 +289,7 @@ class Work:
             why = f"Version {cycle.version} regressed: {cycle.why}"
             controller().rollback(self._model, self._spec.rollout, who="platform", why=why)
         mirror(self._model)
-        return Returned(f"Version {self._champion} answers again, with its features, thresholds and baseline.")
+        return Returned(f"Version {self._champion} answers again, with the drift baseline in its artifact.")
 
     @property
     def _champion(self) -> str:

@@ -35,7 +35,8 @@ class AppendLog:
 
     Args:
         directory: Where the segments go; made if it is not there.
-        flush_seconds: Longest time an accepted record stays only in memory; 0 writes and syncs before returning.
+        flush_seconds: Longest time an accepted record stays only in memory, besides what the disk takes to sync the
+            group before it; 0 writes and syncs before returning.
         segment_bytes: A segment that has grown past this is closed and a new one begun.
         max_pending: Most records held in memory; further ones are refused.
 

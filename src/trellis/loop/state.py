@@ -163,7 +163,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Returned:
-    """The version before, with its features, thresholds and baseline, answers again."""
+    """The version before answers again, with the drift baseline in its artifact."""
 
     why: str
 
