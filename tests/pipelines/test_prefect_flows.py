@@ -151,7 +151,7 @@ def test_flows_run_and_are_deployed_under_a_real_server(
     # As a deployment, with the parameters as JSON; every step but the acts was done before.
     log = tmp_path / "deploy.log"
     with _process([sys.executable, "-m", "pipelines", "deploy"], environment, log, signal.SIGTERM):
-        names = {"prepare-data", "train-model", "advance-rollout", "turn-loop"}
+        names = {"prepare-data", "train-model", "advance-rollout", "turn-loop", "predict-table"}
         _until(lambda: len(api.post("/deployments/filter", json={}).json()) == len(names), 60, log)
         assert {api.get(f"/deployments/name/{name}/trellis").status_code for name in names} == {200}
         made = api.get("/deployments/name/train-model/trellis").json()["id"]

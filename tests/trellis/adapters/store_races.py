@@ -12,7 +12,7 @@ from trellis.adapters.plan_store import PlanStore
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
-from trellis.errors import LeaseHeldError, StaleRevisionError
+from trellis.errors import ClockError, LeaseHeldError, StaleRevisionError
 from trellis.rollout.plan import Variant, first_plan
 
 POLICY = RolloutPolicy(steps=(0.1, 0.5), shadow_rate=0.2)
@@ -44,6 +44,9 @@ def looks(url):
             except (LeaseHeldError, StaleRevisionError):
                 refused += 1
                 time.sleep(0.005)
+            except ClockError:  # the other process is past this day
+                refused += 1
+                break
     return refused
 
 

@@ -253,7 +253,7 @@ def test_two_processes_make_every_move_once(url, controller):
     racers = [subprocess.Popen([sys.executable, script, "looks", url], stdout=subprocess.PIPE) for _ in range(2)]
     for racer in racers:
         racer.communicate(timeout=60)
-        assert racer.returncode == 0
+    assert [racer.returncode for racer in racers] == [0, 0]
     moves = [(t.state.stage, t.state.number) for t in controller.store.history("toy")]
     assert moves == [("shadow", 0), ("shadow", 1), ("trial", 2), ("trial", 3), ("champion", 4)]
     assert [c.plan.revision for c in controller.plans.history("toy")] == [1, 2, 3, 4, 5]

@@ -44,7 +44,7 @@ SHOPS = pd.DataFrame(
 )
 
 
-def make_home(place: Path, store_url: str | None = None, until: datetime = NOW) -> Path:
+def make_home(place: Path, store_url: str | None = None, until: datetime = NOW, online_store: str = "sqlite") -> Path:
     """Fill a home: a champion and its rollout, a decision, features online and offline, the log, a torn last line."""
     repo, home = place / "repo", place / "home"
     repo.mkdir(parents=True)
@@ -52,7 +52,7 @@ def make_home(place: Path, store_url: str | None = None, until: datetime = NOW) 
     shutil.copy(Path(__file__).parents[3] / "feature_repo/feature_store.yaml", repo)
     (home / "features").mkdir(parents=True)
     SHOPS.to_parquet(home / "features/sales.parquet", index=False)
-    features = FeatureStore(repo, home)
+    features = FeatureStore(repo, home, online_store)
     features.apply()
     features.materialize(until)
 

@@ -147,20 +147,19 @@ def test_what_cannot_be_reached_is_named_without_its_password(postgres, home: Pa
         backup(home, tmp_path / "saved", stores=[ObjectFiles("o", "gopher://x")])
 
 
-def test_a_redis_is_written_anew_from_the_tables_up_to_where_it_was(redis_url: str, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("TRELLIS_ONLINE_STORE", redis_url)
-    home = make_home(tmp_path, until=datetime(2013, 6, 30, 12, tzinfo=UTC))
+def test_a_redis_is_written_anew_from_the_tables_up_to_where_it_was(redis_url: str, tmp_path: Path):
+    home = make_home(tmp_path, until=datetime(2013, 6, 30, 12, tzinfo=UTC), online_store=redis_url)
     repo, keys = tmp_path / "repo", {"shop": np.array(["a", "b"])}
 
     def online():
-        return FeatureStore(repo, home).online("everything", keys, {})[0]["sum"].tolist()
+        return FeatureStore(repo, home, redis_url).online("everything", keys, {})[0]["sum"].tolist()
 
     before = online()
     assert before[0] == 1.25
     with Redis.from_url(redis_url) as client:
         client.flushall()
     assert np.isnan(online()).all()
-    refill(repo, home)
+    refill(repo, home, redis_url)
     assert repr(online()) == repr(before)  # b's row is later than what had been materialised
 
 
