@@ -53,14 +53,15 @@ def kills(
             wait_for(lambda: len(service.answering()) == workers, "all workers to be back", 90)
             back = time.monotonic() - back
             took = time.monotonic() - began
-        stopped = _stopped_while_a_worker_is_replaced(service)
+        killed = len(moments)
+        stopped = _stopped_while_a_worker_is_replaced(service, moments)
     play(service.store_url, "plain", versions, until_final=True)
     logged = read_predictions(home, "plain")
     have = set(logged["id"])
     lost = [a for a in load.answers if a.status == 200 and a.id not in have]
     ages = [min((m - a.received for m in moments if m > a.received - 0.05), default=float("inf")) for a in lost]
     return {
-        "worker_kills": len(moments),
+        "worker_kills": killed,
         "controller_kills": reaper.killed,
         "seconds": round(took, 1),
         "all_workers_back_after_the_last_kill_s": round(back, 1),
@@ -77,10 +78,11 @@ def kills(
     }
 
 
-def _stopped_while_a_worker_is_replaced(service: Service) -> float:
-    """Kill one more, and ask the service to end just when its successor begins; return the seconds that took."""
+def _stopped_while_a_worker_is_replaced(service: Service, moments: list[float]) -> float:
+    """Kill one more, note when, and end the service just when its successor begins; return the seconds that took."""
     known = {child.pid for child in service.worker_processes()}
     os.kill(min(known), signal.SIGKILL)
+    moments.append(time.monotonic())
     wait_for(lambda: {child.pid for child in service.worker_processes()} - known, "the successor", 30)
     began = time.monotonic()
     service.stop()
