@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from trellis.adapters.append_log import AppendLog
 from trellis.adapters.failure_log import FailureLog
-from trellis.adapters.prediction_log import AppendLog, LabelLog, PredictionLog
+from trellis.adapters.prediction_log import LabelLog, PredictionLog
 
 
 class Logs:

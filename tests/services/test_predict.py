@@ -213,7 +213,7 @@ def test_an_answer_that_cannot_be_logged_is_not_given_and_a_retry_works(world, r
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trellis.adapters.prediction_log.os.write", full)
+        patch.setattr("trellis.adapters.append_log.os.write", full)
         refused = world.predict(row(), id="again")
         labels = world.post("/v1/models/toy_linear/labels", {"labels": [LABEL]})
     for answer in (refused, labels):

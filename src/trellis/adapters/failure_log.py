@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trellis.adapters.append_log import AppendLog
 from trellis.adapters.log_frames import read_frame
-from trellis.adapters.prediction_log import AppendLog, read_predictions
+from trellis.adapters.prediction_log import read_predictions
 
 # The row was lost because another version failed on the same request.
 LOST = "lost"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -117,7 +118,7 @@ class FullDisk:
     def __init__(self, monkeypatch, room):
         self.room = room
         self._write = os.write
-        monkeypatch.setattr("trellis.adapters.prediction_log.os.write", self.write)
+        monkeypatch.setattr("trellis.adapters.append_log.os.write", self.write)
 
     def write(self, descriptor, data):
         if self.room <= 0:
@@ -217,6 +218,97 @@ def test_processes_that_die_without_closing_keep_every_acknowledged_record(tmp_p
         assert writer.returncode == 9
     assert len(acknowledged) == 80
     assert set(read_predictions(tmp_path, "toy")["id"]) == acknowledged
+
+
+STUCK_DISK_WRITER = textwrap.dedent("""
+    import os, sys, time
+    from pathlib import Path
+    from trellis.adapters.prediction_log import PredictionLog
+    os.fsync = lambda descriptor: time.sleep(3600)
+    log = PredictionLog(Path(sys.argv[1]), "toy", flush_seconds=0.02)
+    for n in map(int, sys.stdin):
+        log.append({"id": f"p{n}", "time": "2013-07-01T00:00:00Z", "received_at": "2026-01-01T00:00:00Z"})
+        print(n, flush=True)
+""")
+
+
+def test_a_killed_process_loses_nothing_that_is_older_than_the_window_however_long_a_sync_takes(tmp_path):
+    """Killed with SIGKILL while ``fsync`` has not returned once: what was written is there."""
+    command = [sys.executable, "-c", STUCK_DISK_WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        for n in range(30):
+            print(n, file=writer.stdin, flush=True)
+            assert writer.stdout.readline() == f"{n}\n"
+            if n % 10 == 9:  # the second and the third group are written while the first one's sync hangs
+                wait_until(lambda seen=n + 1: len(read_predictions(tmp_path, "toy")) == seen)
+        writer.kill()
+    assert writer.returncode == -signal.SIGKILL
+    frame = read_predictions(tmp_path, "toy")
+    assert set(frame["id"]) == {f"p{n}" for n in range(30)}
+    assert frame.attrs["torn"] == 0
+
+
+class Syncs:
+    """``fsync`` that waits, or fails, below the log's system calls."""
+
+    def __init__(self, monkeypatch):
+        self.go, self.failing, self.asked = threading.Event(), 0, 0
+        self._fsync = os.fsync
+        monkeypatch.setattr("trellis.adapters.append_log.os.fsync", self.fsync)
+
+    def fsync(self, descriptor):
+        self.asked += 1
+        assert self.go.wait(30)
+        if self.failing > 0:
+            self.failing -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        self._fsync(descriptor)
+
+
+def test_a_record_is_pending_until_it_is_synced_and_readable_before(tmp_path, monkeypatch):
+    syncs = Syncs(monkeypatch)
+    log = PredictionLog(tmp_path, "toy", flush_seconds=0.01)
+    log.extend([record(n) for n in range(3)])
+    wait_until(lambda: syncs.asked and len(read_predictions(tmp_path, "toy")) == 3)
+    log.append(record(3))
+    wait_until(lambda: len(read_predictions(tmp_path, "toy")) == 4)
+    assert log.pending == 4
+    syncs.go.set()
+    wait_until(lambda: log.pending == 0)
+    log.close()
+
+
+def test_records_of_a_failed_sync_go_to_a_new_segment_once(tmp_path, monkeypatch):
+    """The kernel may have dropped the pages of a failed sync: the segment is cut, and all of them written again."""
+    syncs = Syncs(monkeypatch)
+    log = PredictionLog(tmp_path, "toy", flush_seconds=0.01)
+    log.extend([record(n) for n in range(3)])
+    wait_until(lambda: syncs.asked)
+    log.extend([record(n) for n in range(3, 5)])  # written while the sync is going on that will fail
+    wait_until(lambda: len(read_predictions(tmp_path, "toy")) == 5)
+    [first] = log.directory.glob("*.jsonl")
+    syncs.failing = 2
+    syncs.go.set()
+    wait_until(lambda: log.pending == 0)
+    log.append(record(5))
+    log.close()
+    assert not first.exists()
+    lines = [json.loads(x)["id"] for s in log.directory.glob("*.jsonl") for x in s.read_text("utf-8").splitlines()]
+    assert lines == [f"p{n}" for n in range(6)]
+
+
+def test_what_a_failed_sync_refused_is_never_written_later(tmp_path, monkeypatch):
+    syncs = Syncs(monkeypatch)
+    syncs.go.set()
+    log = PredictionLog(tmp_path, "toy", flush_seconds=0)
+    log.append(record(0))
+    syncs.failing = 1
+    with pytest.raises(StorageError, match="Input/output error"):
+        log.append(record(1))
+    assert log.pending == 0
+    log.append(record(2))
+    log.close()
+    assert list(read_predictions(tmp_path, "toy")["id"]) == ["p0", "p2"]
 
 
 def test_a_prediction_that_two_writers_logged_is_read_once(tmp_path):
