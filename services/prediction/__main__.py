@@ -17,6 +17,7 @@ from trellis.settings import PREFIX, Settings, load_settings, silence_telemetry
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ASK_AGAIN_SECONDS = 1.0
+_LOOK_SECONDS = 0.5  # between two looks for dead workers
 _SHORT = 80
 
 
@@ -99,7 +100,7 @@ def main() -> int:
     from _bentoml_impl.server import serve_http
 
     insist_on_quitting()
-    with _private_control():
+    with _own_arbiter():
         server = serve_http(
             "services.prediction.service:Prediction",
             working_dir=str(_ROOT),
@@ -112,11 +113,14 @@ def main() -> int:
 
 
 @contextmanager
-def _private_control() -> Iterator[None]:
-    """Keep the control channel of BentoML's process manager to this user.
+def _own_arbiter() -> Iterator[None]:
+    """Keep the control channel of BentoML's process manager to this user, and have it replace a dead worker at once.
 
     Circus listens on a TCP port of loopback, where whoever has an account may add a process to be run as us. It takes
-    a Unix socket as well, but BentoML has no option for that, so the class that it makes is replaced by one that does.
+    a Unix socket as well. It looks for dead workers every so often, which BentoML sets to ten seconds for the sake of
+    its runners, of which we have none. BentoML has no option for either, so the class that it makes is replaced by one
+    that is given ours. Temporary files go to a directory that goes when the service ends, also those that a killed
+    worker could not remove.
     """
     from bentoml._internal.utils import circus
 
@@ -125,16 +129,19 @@ def _private_control() -> Iterator[None]:
     place = None if len(tempfile.gettempdir()) < _SHORT else "/tmp"  # noqa: S108 (mkdtemp makes it ours alone)
     with tempfile.TemporaryDirectory(prefix="trellis-", dir=place) as directory:
 
-        class PrivateArbiter(stock):  # type: ignore[misc, valid-type]
+        class OwnArbiter(stock):  # type: ignore[misc, valid-type]
             def __init__(self, watchers: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
                 del endpoint, pubsub_endpoint
+                options["check_delay"] = _LOOK_SECONDS
                 super().__init__(watchers, f"ipc://{directory}/control", f"ipc://{directory}/events", **options)
 
-        circus.Arbiter = PrivateArbiter
+        circus.Arbiter = OwnArbiter
+        before, tempfile.tempdir = tempfile.tempdir, directory
+        os.environ["TMPDIR"] = directory
         try:
             yield
         finally:
-            circus.Arbiter = stock
+            circus.Arbiter, tempfile.tempdir = stock, before
 
 
 if __name__ == "__main__":

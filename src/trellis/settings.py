@@ -71,8 +71,8 @@ class Settings(BaseSettings):
         0.05,
         ge=0,
         le=10,
-        description="Within it an answered prediction is written and outlives its process, then it is synced and outlives "
-        "the machine; 0 writes and syncs before it answers.",
+        description="Within it an answered prediction is written and outlives its process; then it is synced and "
+        "outlives the machine. 0 writes and syncs before it answers.",
     )
     max_rows: int = Field(1_000, ge=1, le=100_000, description="Most rows of one request.")
     max_body_bytes: int = Field(2_000_000, ge=1_000, description="Largest request body, in bytes.")

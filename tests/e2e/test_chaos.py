@@ -1,9 +1,11 @@
 """The chaos benchmark's parts, small: every one does real harm to a real service under load."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def bench(part, **numbers):
+def bench(part, temporary=None, **numbers):
     command = [sys.executable, "tests/benchmarks/bench_chaos.py", "--only", part, "--json"]
     for name, number in numbers.items():
         command += ["--set", f"{name}={json.dumps(number)}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    environment = os.environ | ({"TMPDIR": temporary} if temporary else {})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])[part]
 
@@ -41,7 +44,9 @@ def test_champions_swapped_under_load_cost_no_request_and_the_old_one_falls_sile
 
 def test_killed_workers_and_controllers_lose_nothing_that_was_acknowledged():
     """Where records are written first (``FLUSH_SECONDS`` 0); the benchmark also counts what a window of 50 ms loses."""
-    found = bench("kills", worker_kills=2, controller_kills=5, flush_seconds=0.0)
+    with tempfile.TemporaryDirectory(prefix="t-") as temporary:
+        found = bench("kills", temporary, worker_kills=2, controller_kills=5, flush_seconds=0.0)
+        assert list(Path(temporary).iterdir()) == [], "what killed workers could not remove is gone"
     assert (found["worker_kills"], found["controller_kills"]) == (2, 5), found
     assert found["acknowledged"] > 200
     assert found["answers_that_were_errors"] == {}
