@@ -17,6 +17,7 @@ OTHER_COMMAND = {
 ONLY_THERE = {"grafana": "a profile of compose's", "simulator": "a profile of compose's"}
 OTHER_ENVIRONMENT = {
     "OBJECTS": "shared by all on a cluster, where buckets have other names",
+    "FLOW_CPU": "of the Jobs that the worker starts",
     "FLOW_IMAGE": "of the Jobs that the worker starts",
     "HEALTH": "read by compose's health checks",
     "MLFLOW_S3_ENDPOINT_URL": "the same as AWS_ENDPOINT_URL, which boto3 reads as well",

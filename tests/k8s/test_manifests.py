@@ -10,7 +10,7 @@ import yaml
 
 import tests.k8s.links  # noqa: F401 - its rules are among RULES
 from tests.k8s.manifests import COMPONENTS, K8S, OVERLAYS, Manifest, containers, environment, of_kind, pods, render
-from tests.k8s.policy import RULES, problems
+from tests.k8s.policy import RULES, problems, quantity
 
 # The oldest and the newest API that the manifests are for.
 VERSIONS = ["1.31.0", "1.34.0"]
@@ -98,6 +98,24 @@ def test_flows_get_the_image_of_their_worker(name: str):
     by_name = {one.name: one for one in pods(manifests)}
     image = by_name["worker"].spec["containers"][0]["image"]
     assert environment(by_name["deployments"], manifests)["FLOW_IMAGE"] == image
+
+
+def test_everything_local_has_room_on_two_cores_that_also_carry_the_cluster():
+    """A rolling update of both replicated services and a flow included; kind's own pods ask for 0.95 cores."""
+    manifests = render("local")
+    least = {
+        m["spec"]["scaleTargetRef"]["name"]: m["spec"]["minReplicas"]
+        for m in of_kind(manifests, "HorizontalPodAutoscaler")
+    }
+    asked = 0.0
+    for one in pods(manifests):
+        if one.lasting:
+            replicas = least.get(one.name) or one.workload["spec"]["replicas"]
+            surge = one.workload["spec"].get("strategy", {}).get("rollingUpdate", {}).get("maxSurge", 0)
+            asked += (replicas + surge) * quantity(one.spec["containers"][0]["resources"]["requests"]["cpu"])
+    deployments = next(one for one in pods(manifests) if one.name == "deployments")
+    asked += quantity(environment(deployments, manifests)["FLOW_CPU"])
+    assert 0.5 < asked < 2 - 0.95
 
 
 def test_everything_that_is_in_the_tree_is_in_an_overlay_or_a_component(tmp_path: Path):
