@@ -210,6 +210,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     from prometheus_client import CollectorRegistry, start_http_server
 
     from monitoring.metrics import TextFile
+    from monitoring.receiver import with_alerts
     from monitoring.state_metrics import FeatureMarks, FlowRuns, StoreState
 
     home = Path(settings().home).resolve()
@@ -226,6 +227,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server, thread = start_http_server(chosen.port, addr=chosen.host, registry=registry)
+    server.set_app(with_alerts(server.get_app()))
     sys.stdout.write(f"metrics on http://{chosen.host}:{server.server_port}/metrics\n")
     sys.stdout.flush()
     follower.start()
