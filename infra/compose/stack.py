@@ -26,6 +26,7 @@ GATEWAY_SECONDS = 4  # in which the gateway has found new replicas: it looks eve
 # Service -> what a person finds there, and the path of the page.
 PAGES = {
     "gateway": ("prediction API", "/docs"),
+    "console": ("models: plans, verdicts, drift, alerts; a browser asks for the key as password", "/ui"),
     "mlflow": ("models, runs, evidence", "/"),
     "prefect": ("flows and their runs", "/dashboard"),
     "evidently": ("drift reports", "/"),

@@ -52,7 +52,17 @@ def gateway():
 def applied():
     kubectl("apply", "--kustomize", str(K8S / "overlays/local"))
     kubectl("wait", "--for=condition=complete", "job", "--all", "--timeout=15m")
-    for name in ("gateway", "prediction", "mlflow", "prefect", "worker", "monitor", "evidently", "prometheus"):
+    for name in (
+        "gateway",
+        "prediction",
+        "console",
+        "mlflow",
+        "prefect",
+        "worker",
+        "monitor",
+        "evidently",
+        "prometheus",
+    ):
         kubectl("rollout", "status", f"deployment/{name}", "--timeout=5m")
     return base64.b64decode(kubectl("get", "secret", "trellis", "-o", "jsonpath={.data.api_key}")).decode().strip()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PORTS = ("API", "MLFLOW", "PREFECT", "EVIDENTLY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA", "OBJECT_STORE")
+PORTS = ("API", "CONSOLE", "MLFLOW", "PREFECT", "EVIDENTLY", "PROMETHEUS", "ALERTMANAGER", "GRAFANA", "OBJECT_STORE")
 
 
 def free_port() -> int:
