@@ -131,7 +131,9 @@ scheduled_departure = RequestSource(name="scheduled_departure", schema=[Field(na
     schema=[Field(name=name, dtype=Float32) for name in ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")],
     mode="python",
     owner=OWNER,
-    tags={"owner": OWNER, "freshness_sla": "PT0S", "arrays": "true"},  # takes numpy arrays as well as lists
+    # "arrays": it takes numpy arrays as well as lists. "pure": the same inputs always give the same features, so that
+    # serving may remember them.
+    tags={"owner": OWNER, "freshness_sla": "PT0S", "arrays": "true", "pure": "true"},
     description="Hour of day and weekday of the scheduled departure on New York's clocks, as points on a circle.",
 )
 def departure_time(inputs: dict[str, Any]) -> dict[str, Any]:

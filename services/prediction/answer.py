@@ -82,6 +82,8 @@ class Answerer:
         *,
         version: str | None = None,
         attempt: Attempt | None = None,
+        found: Found | Exception | None = None,
+        started: float | None = None,
     ) -> dict[str, Any]:
         """Score the rows and log them.
 
@@ -91,6 +93,8 @@ class Answerer:
             request_id: Names the request; row ``i`` becomes the prediction ``<request_id>#i``.
             version: Answer from this loaded version, whatever the plan's split says.
             attempt: Filled on the way, for whoever may have to say what the request was doing.
+            found: The rows' features where they have been read, or why they could not be; None reads them.
+            started: When the request began, ``time.perf_counter``; now, if not given.
 
         Returns:
             The body of the answer, see ``schema.model_schema``.
@@ -100,12 +104,14 @@ class Answerer:
             UnavailableError: The champion cannot score, or the feature store is needed and away.
             StorageError: The records cannot be kept; then no answer is given.
         """
-        started = time.perf_counter()
+        started = time.perf_counter() if started is None else started
         received = datetime.now(UTC)
         active = model.active
         assert active is not None
         values = [row.__dict__ for row in rows]
-        found = find(model.spec, self._features, values, [row.model_fields_set for row in rows], self._metrics)
+        if not isinstance(found, Found):
+            sent = [row.model_fields_set for row in rows]
+            found = find(model.spec, self._features, values, sent, self._metrics, found)
         plan = active.plan
         ids = [f"{request_id}#{i}" for i in range(len(rows))]
         # Without a unit each row is drawn by itself: rows of one request must not share their luck (see LossStream).
@@ -308,16 +314,22 @@ def _records(
     outputs: Sequence[Mapping[str, Any]],
     latency_ms: float,
 ) -> list[dict[str, Any]]:
-    features = {name: column.tolist() for name, column in found.columns.items()}
-    times = {view: [to_json(moment) for moment in column] for view, column in found.times.items()}
+    features: dict[str, list[Any]] = {}
+    times: dict[str, list[Any]] = {}
+    if found.single is None:
+        features = {name: column.tolist() for name, column in found.columns.items()}
+        times = {view: [to_json(moment) for moment in column] for view, column in found.times.items()}
     records = []
     for i, row in enumerate(rows):
         record = common(i)
         record["version"] = answered[i].version
         record["variant"] = answered[i].role
         record["request"] = {f.name: row[f.name] for f in spec.request}
-        record["features"] = {name: column[i] for name, column in features.items()}
-        record["feature_times"] = {view: column[i] for view, column in times.items()}
+        if found.single is None:
+            record["features"] = {name: column[i] for name, column in features.items()}
+            record["feature_times"] = {view: column[i] for view, column in times.items()}
+        else:
+            record["features"], record["feature_times"] = found.single
         record["overrides"] = found.overrides[i]
         record["outputs"] = outputs[i]
         record["latency_ms"] = round(latency_ms, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,10 +28,11 @@ from services.prediction.cache import AnswerCache
 from services.prediction.columns import rfc3339
 from services.prediction.errors import DeadlineError
 from services.prediction.failures import Attempt, timed_out
-from services.prediction.features import OnlineFeatures, open_store
-from services.prediction.identity import UnitHash
+from services.prediction.features import Found, OnlineFeatures, open_store
+from services.prediction.identity import RandomIds, UnitHash
 from services.prediction.logs import Logs
 from services.prediction.metrics import Metrics
+from services.prediction.one_row import OneRows
 from services.prediction.repeats import Repeats
 from services.prediction.runtime import ModelRuntime, Models, Plans, Plugins
 from services.prediction.schema import ModelSchema, model_schema, parse
@@ -47,6 +48,7 @@ _FEW_ROWS = 8
 _LONGEST_NAME = 64
 _NAME = re.compile(r"[\w.-]+", re.ASCII)
 _QUICK_SECONDS = 0.0005
+_LONGEST_READ = 3.0  # seconds; a read of the online store gives up after one
 
 
 class Limits(Protocol):
@@ -101,6 +103,8 @@ class PredictionService:
         logs = self._logs
         self._answerer = Answerer(features, logs.predictions, logs.failures, self.metrics, shadows, cache, hide)
         self._repeats = Repeats()
+        self._one_rows = OneRows(features)
+        self._ids = RandomIds()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)
         self._workers = Workers(limits.max_waiting)
@@ -276,28 +280,37 @@ class PredictionService:
         version: str | None = None,
         shape: Callable[[dict[str, Any]], Any] = lambda answer: answer,
     ) -> bytes:
+        started = time.perf_counter()
         parsed = parse(schema.request, body)
-        request_id = parsed.id or _named(scope) or secrets.token_hex(8)
+        rows = parsed.rows
+        request_id = parsed.id or _named(scope) or self._ids()
         attempt = Attempt()
+        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)  # one that is none is refused, always
 
-        def work() -> bytes:
-            answer = self._answerer.answer(model, parsed.rows, request_id, version=version, attempt=attempt)
+        def work(found: Found | Exception | None = None) -> bytes:
+            answer = self._answerer.answer(
+                model, rows, request_id, version=version, attempt=attempt, found=found, started=started
+            )
             return to_json(shape(answer))
 
-        deadline = Deadline.of(scope["headers"], self._limits.request_seconds)  # one that is none is refused, always
-        if self._is_quick(model, parsed.rows):
+        quick = self._is_quick(model, rows)
+        if quick and all(f.name in row.model_fields_set for f in model.spec.features for row in rows):
             if parsed.id is None:
                 return work()
             return await self._once(model, parsed.id, body, version, _done(work))
-
-        async def wait() -> bytes:
-            answer: bytes = await self._workers.run(work, deadline)
-            return answer
-
+        read = self._one_rows.read(model.spec, rows, work, self.metrics)
+        make: Callable[[], Awaitable[bytes]]
+        if quick and read is not None and read.is_for_loops:
+            make = partial(self._workers.here, read.fetch, read.finish, deadline)
+            if parsed.id is None and deadline.left > _LONGEST_READ:
+                return await make()  # the read is given up before the request would be
+        else:
+            blocking = work if read is None else read.wait
+            make = partial(self._workers.run, blocking, deadline)
         try:
             if parsed.id is None:
-                return await within(deadline, wait())
-            return await within(deadline, self._once(model, parsed.id, body, version, wait))
+                return await within(deadline, make())
+            return await within(deadline, self._once(model, parsed.id, body, version, make))
         except DeadlineError:
             self._answerer.keep_failures(model, timed_out(attempt))
             raise
@@ -318,20 +331,20 @@ class PredictionService:
     def _is_quick(self, model: ModelRuntime, rows: Sequence[Any]) -> bool:
         """Tell whether an answer takes less than handing it to another thread and back: then it is made here.
 
-        Nothing in it may wait: not for the feature store, not for the disk, and not for a slow model.
+        Nothing in it may wait: not for the disk and not for a slow model. Features are read without waiting, or sent.
         """
         assert model.active is not None
         return (
             len(rows) <= _FEW_ROWS
             and self._limits.flush_seconds > 0
             and all(version.seconds < _QUICK_SECONDS for version in model.active.versions.values())
-            and all(f.name in row.model_fields_set for f in model.spec.features for row in rows)
         )
 
     def _open_features(self, model: ModelRuntime) -> None:
         _, schema = self._schema(model)
         row = parse(schema.request, to_json({"rows": [model.example]})).rows[0]
         open_store(model.spec, self._features, row.__dict__)
+        self._one_rows.prepare(model.spec)
 
     def _model(self, scope: Scope) -> tuple[ModelRuntime, ModelSchema]:
         return self._schema(self.models.get(scope["path_params"]["model"]))

@@ -70,6 +70,7 @@ class Found:
             missing.
         stale: Row to view to what was done about its being past its freshness SLA.
         fallback: Row to the reason why it is answered by the declared default instead of being scored.
+        single: Of a single row found by ``one_row``, its features and the views' event times as the log has them.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -78,6 +79,7 @@ class Found:
     degraded: tuple[tuple[str, ...], ...]
     stale: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     fallback: Mapping[int, str] = field(default_factory=dict)
+    single: tuple[Mapping[str, Any], Mapping[str, str | None]] | None = None
 
 
 def open_store(spec: ModelSpec, store: OnlineFeatures | None, row: Mapping[str, Any]) -> None:
@@ -99,6 +101,7 @@ def find(
     rows: Sequence[Mapping[str, Any]],
     sent: Sequence[frozenset[str] | set[str]],
     metrics: Metrics,
+    failed: Exception | None = None,
 ) -> Found:
     """Find the features of validated rows.
 
@@ -108,6 +111,7 @@ def find(
         rows: Field values.
         sent: The fields that the caller sent, per row.
         metrics: Counts rows answered without data.
+        failed: Why the store could not be read, where that was tried already.
 
     Raises:
         RequestError: An entity is unknown and the model needs its features (422).
@@ -131,6 +135,8 @@ def find(
     stale: Batch = {}
     settled = NOTHING
     try:
+        if failed is not None:
+            raise failed
         if store is None:
             raise RuntimeError("the service was started without a feature store")
         stored, times = store.online(spec.feature_service, keys, request)
@@ -171,7 +177,7 @@ def find(
                 if row in fallback:
                     continue
                 if down is None or spec.default is None:
-                    _refuse(spec, name, row, keys, down)
+                    refuse(spec, name, row, keys, down)
                 fallback[row] = "the feature store does not answer"
         lacking |= missing
     degraded = _degraded(spec, lacking, times, stale, down, metrics)
@@ -225,11 +231,17 @@ def _degraded(
         gone |= {(view, "stale"): old & lacking for view, old in stale.items()}
     for (view, reason), rows in gone.items():
         if rows.any():
-            metrics.degraded.labels(spec.name, view, reason).inc(int(rows.sum()))
+            metrics.lacked(spec.name, view, reason, int(rows.sum()))
     return tuple(tuple(dict.fromkeys(view for (view, _), rows in gone.items() if rows[i])) for i in range(len(lacking)))
 
 
-def _refuse(spec: ModelSpec, feature: str, row: int, keys: Batch, down: Exception | None) -> None:
+def refuse(spec: ModelSpec, feature: str, row: int, keys: Mapping[str, Sequence[Any]], down: Exception | None) -> None:
+    """Refuse a request for a feature that its model needs and nobody has.
+
+    Raises:
+        RequestError: The store has none for the keys.
+        UnavailableError: It did not answer.
+    """
     if down is not None:
         raise UnavailableError(
             f"The feature store does not answer, and {spec.name} cannot do without {feature!r}.",

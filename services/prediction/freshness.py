@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -84,23 +85,28 @@ def settle(
             if action == "impute" and needed.intersection(used) - set(overrides[row]):
                 action = "fall_back"
             if action == "reject" or (action == "fall_back" and spec.default is None):
-                metrics.stale.labels(spec.name, sla.view, "rejected").inc()
-                raise StaleFeaturesError(_sentence(sla, times, now, row), row)
+                metrics.settled(spec.name, sla.view, "rejected")
+                raise StaleFeaturesError(late_sentence(sla, _age(sla, times, now, row)), row)
             if action == "fall_back":
                 fallback[row] = f"{sla.view} is past its SLA"
             if action == "impute":
                 for name in used:
                     imputed.setdefault(name, np.zeros(len(now), np.bool_))[row] = True
-            told.setdefault(row, {})[sla.view] = _DONE[action]
+            told.setdefault(row, {})[sla.view] = DONE[action]
     for row_told in told.values():
         for view, done in row_told.items():
-            metrics.stale.labels(spec.name, view, done).inc()
+            metrics.settled(spec.name, view, done)
     return Settled(imputed, told, fallback)
 
 
-_DONE = {"serve": "served", "impute": "imputed", "fall_back": "fell_back"}
+DONE = {"serve": "served", "impute": "imputed", "fall_back": "fell_back"}
 
 
-def _sentence(sla: Sla, times: Batch, now: NDArray[Any], row: int) -> str:
-    age = (now[row] - times[sla.view][row]).astype("timedelta64[s]").item()
+def late_sentence(sla: Sla, age: timedelta) -> str:
+    """Say how old a view's features are, and what it promises."""
     return f"The features of {sla.view} are {age} old (h:mm:ss) at the row's time, and the view promises {sla.age}."
+
+
+def _age(sla: Sla, times: Batch, now: NDArray[Any], row: int) -> timedelta:
+    age: timedelta = (now[row] - times[sla.view][row]).astype("timedelta64[s]").item()
+    return age

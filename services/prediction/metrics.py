@@ -62,8 +62,8 @@ class _Tally:
 class Metrics:
     """The service's metrics, made once per process.
 
-    What every request counts (``answered``, ``scored``, ``predicted``) is gathered in memory and reaches Prometheus
-    with ``flush``, which a scrape does for the worker that it meets, and every worker does with each look at the plans.
+    What requests count (the methods from ``answered`` on) is gathered in memory and reaches Prometheus with ``flush``,
+    which a scrape does for the worker that it meets, and every worker does with each look at the plans.
 
     Where ``PROMETHEUS_MULTIPROC_DIR`` is set before ``prometheus_client`` is imported, the workers of a service write
     into that directory and any of them answers a scrape for all.
@@ -160,6 +160,14 @@ class Metrics:
     def predicted(self, model: str, version: str, role: str, rows: int) -> None:
         """Count answered rows."""
         self._tally("predictions", model, version, role).add(rows)
+
+    def settled(self, model: str, view: str, action: str) -> None:
+        """Count a row for which a view was past its SLA."""
+        self._tally("stale", model, view, action).add(1)
+
+    def lacked(self, model: str, view: str, reason: str, rows: int = 1) -> None:
+        """Count rows answered without a view's data."""
+        self._tally("degraded", model, view, reason).add(rows)
 
     def flush(self) -> None:
         """Bring what was gathered to Prometheus."""

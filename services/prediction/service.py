@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from services.prediction.features import OnlineFeatures
+    from services.prediction.one_row import RowReader
+    from trellis.adapters.feature_store import FeatureStore
     from trellis.contract import Batch
     from trellis.freshness import Sla
 
@@ -49,7 +51,7 @@ class _Features:
 
     def __init__(self, config: Settings) -> None:
         self._config = config
-        self._store: OnlineFeatures | None = None
+        self._store: FeatureStore | None = None
         self._lock = threading.Lock()
 
     def online(self, service: str, keys: Batch, request: Batch) -> tuple[Batch, Batch]:
@@ -63,6 +65,10 @@ class _Features:
     def slas(self, service: str) -> Sequence[Sla]:
         """Return the views' freshness promises; see ``OnlineFeatures``."""
         return self._opened().slas(service)
+
+    def row_reader(self, service: str) -> RowReader | None:
+        """Return what reads row by row; see ``RowFeatures``."""
+        return self._opened().row_reader(service)
 
     def derived(self, service: str, request: Batch) -> Batch:
         """Compute what needs no store; see ``OnlineFeatures``."""

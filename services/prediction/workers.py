@@ -70,12 +70,13 @@ class Workers:
         self._threads = ThreadPoolExecutor(_THREADS, "score")
         self._most = most_waiting
         self._waiting = 0
+        self._reading = 0
         self._pace = 0.0  # seconds that a job takes, smoothed
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue or being worked on."""
-        return self._waiting
+        """Requests that wait for their features or a thread, or are worked on by one."""
+        return self._waiting + self._reading
 
     def close(self) -> None:
         """Finish what was taken and end the threads."""
@@ -101,6 +102,33 @@ class Workers:
             return await asyncio.wrap_future(deadline.job)
         finally:
             self._waiting -= 1
+
+    async def here(self, read: Callable[[], Awaitable[Any]], finish: Callable[[Any], Any], deadline: Deadline) -> Any:
+        """Await something on the event loop, then finish the work at once and without another thread.
+
+        Args:
+            read: What is awaited; it gives up by itself.
+            finish: Quick work that gets what came of it, be it an exception.
+            deadline: Past it the work is not begun.
+
+        Raises:
+            UnavailableError: Too many wait, or the time was over before the work was begun.
+        """
+        if self._reading >= self._most:
+            raise UnavailableError(
+                f"{self._reading} requests wait for their features.", remedy="Try again in a second."
+            )
+        self._reading += 1
+        got: Any
+        try:
+            got = await read()
+        except Exception as error:  # whatever the store's client raises, the answer decides what to do without it
+            got = error
+        finally:
+            self._reading -= 1
+        if not deadline.left:
+            raise _never_started()
+        return finish(got)
 
     def _timed(self, work: Callable[[], Any], deadline: Deadline) -> Any:
         if not deadline.left:

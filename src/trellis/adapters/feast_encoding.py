@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,13 @@ def decode_value(data: bytes | None) -> Any:
 
 def decode_time(data: bytes | None) -> np.datetime64 | None:
     """Return a stored event time in UTC (``google.protobuf.Timestamp``), None where there is none."""
+    micros = decode_micros(data)
+    return None if micros is None else np.datetime64(micros, "us")
+
+
+@lru_cache(4096)  # the same few moments are read all the time
+def decode_micros(data: bytes | None) -> int | None:
+    """Return a stored event time in microseconds since 1970 in UTC, None where there is none."""
     if not data:
         return None
     seconds = nanos = position = 0
@@ -93,7 +101,7 @@ def decode_time(data: bytes | None) -> np.datetime64 | None:
             seconds = _signed(number)
         elif tag == 0x10:
             nanos = _signed(number)
-    return np.datetime64(seconds * 1_000_000 + nanos // 1_000, "us")
+    return seconds * 1_000_000 + nanos // 1_000
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:

@@ -35,7 +35,9 @@ from trellis.errors import ConfigError, DataError, MissingFeatureError, close_ma
 from trellis.freshness import Sla, sla_of
 
 if TYPE_CHECKING:
+    from trellis.adapters.online_loop import LoopRedis
     from trellis.adapters.online_redis import RedisReader
+    from trellis.adapters.row_reader import RowReader
 
 _START = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -198,6 +200,19 @@ class FeatureStore:
         """
         return self._plan(service).slas
 
+    def row_reader(self, service: str) -> RowReader | None:
+        """Return what reads a service's features a row at a time; None where the online store is no plain Redis.
+
+        Raises:
+            MissingFeatureError: The service is unknown.
+        """
+        plan = self._plan(service)
+        if self._redis is None:
+            return None
+        from trellis.adapters.row_reader import RowReader
+
+        return RowReader(plan, self._redis, self._loop_redis, self._feast.config.project)
+
     @staticmethod
     def _derive(plan: ServicePlan, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         out: dict[str, NDArray[Any]] = {}
@@ -343,6 +358,14 @@ class FeatureStore:
         from trellis.adapters.online_redis import RedisReader
 
         return RedisReader(online.connection_string, self._feast.config.project)
+
+    @cached_property
+    def _loop_redis(self) -> LoopRedis | None:
+        """The same Redis for an event loop, where the connection is plain enough."""
+        from trellis.adapters.online_loop import LoopRedis, can_ask
+
+        redis = self._redis
+        return LoopRedis(redis.options, redis.circuit) if redis is not None and can_ask(redis.options) else None
 
     @cached_property
     def _provider(self) -> Any:

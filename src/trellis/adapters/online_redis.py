@@ -42,6 +42,35 @@ class Asked:
 Found = list[tuple[np.datetime64 | None, list[Any]]]
 
 
+class Circuit:
+    """Whether Redis is to be asked: not for a while after a failure, then by one request alone; safe for threads."""
+
+    def __init__(self) -> None:
+        self._resting_until = 0.0
+        self._trying = threading.Lock()
+
+    def enter(self) -> bool:
+        """Let somebody ask, and return whether it is a trial; ``leave`` must follow.
+
+        Raises:
+            redis.exceptions.ConnectionError: Redis rests.
+        """
+        if not self._resting_until:
+            return False
+        if time.monotonic() < self._resting_until or not self._trying.acquire(blocking=False):
+            from redis.exceptions import ConnectionError as AwayError
+
+            raise AwayError("Redis did not answer a moment ago, and is left alone for a while.")
+        return True
+
+    def leave(self, *, failed: bool | None, is_trial: bool) -> None:
+        """Say how asking ended; None where nobody waited for it."""
+        if failed is not None:
+            self._resting_until = time.monotonic() + _REST_SECONDS if failed else 0.0
+        if is_trial:
+            self._trying.release()
+
+
 class RedisReader:
     """Reads what Feast's Redis store has written; safe for threads.
 
@@ -64,8 +93,8 @@ class RedisReader:
         self._retry = Retry(NoBackoff(), 1, supported_errors=(ClosedError,))
         self._project = project.encode()
         self._fields: dict[tuple[str, tuple[str, ...]], tuple[int, bytes]] = {}
-        self._resting_until = 0.0
-        self._trying = threading.Lock()
+        self.circuit = Circuit()
+        self.options = {"host": host, "port": int(port), **options}
 
     def read(self, asked: Sequence[Asked]) -> list[Found]:
         """Return, per view and entity, the event time and the features' values, in one round trip.
@@ -73,7 +102,7 @@ class RedisReader:
         Views with the same join keys share one hash per entity, which is read once.
 
         Raises:
-            redis.exceptions.RedisError: Redis does not answer, or did not a moment ago.
+            redis.exceptions.RedisError: See ``exchange``.
         """
         wanted: dict[bytes, list[tuple[int, bytes]]] = {}
         places: list[list[tuple[bytes, int]]] = []
@@ -86,8 +115,8 @@ class RedisReader:
                 place.append((key, sum(count for count, _ in have)))
                 have.append(fields)
             places.append(place)
-        commands = b"".join(_hmget(key, fields) for key, fields in wanted.items())
-        answers = dict(zip(wanted, self._send(commands, len(wanted)), strict=True))
+        commands = b"".join(hmget(key, fields) for key, fields in wanted.items())
+        answers = dict(zip(wanted, self.exchange(commands, len(wanted)), strict=True))
         found: list[Found] = []
         for one, place in zip(asked, places, strict=True):
             rows: Found = []
@@ -102,29 +131,25 @@ class RedisReader:
         """Close the connections."""
         self._client.close()
 
-    def _send(self, commands: bytes, count: int) -> list[list[bytes | None]]:
-        """Send commands unless Redis rests; see ``_exchange``."""
-        if not self._resting_until:
-            return self._tried(commands, count)
-        if time.monotonic() < self._resting_until or not self._trying.acquire(blocking=False):
-            from redis.exceptions import ConnectionError as AwayError
+    def exchange(self, commands: bytes, count: int) -> list[list[bytes | None]]:
+        """Send packed commands and return their answers.
 
-            raise AwayError("Redis did not answer a moment ago, and is left alone for a while.")
-        try:
-            return self._tried(commands, count)
-        finally:
-            self._trying.release()
-
-    def _tried(self, commands: bytes, count: int) -> list[list[bytes | None]]:
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer, or did not a moment ago.
+        """
         from redis.exceptions import ConnectionError as AwayError
         from redis.exceptions import TimeoutError as LateError
 
+        is_trial = self.circuit.enter()
+        failed = True  # unless it answers, be it with an error
         try:
             answers = self._exchange(commands, count)
-        except (AwayError, LateError):
-            self._resting_until = time.monotonic() + _REST_SECONDS
+            failed = False
+        except Exception as error:
+            failed = isinstance(error, AwayError | LateError)
             raise
-        self._resting_until = 0.0
+        finally:
+            self.circuit.leave(failed=failed, is_trial=is_trial)
         return answers
 
     def _exchange(self, commands: bytes, count: int) -> list[list[bytes | None]]:
@@ -153,19 +178,25 @@ class RedisReader:
         known = self._fields.get((one.view, one.features))
         if known is None:
             fields = [f"_ts:{one.view}".encode(), *(hash_field(one.view, feature) for feature in one.features)]
-            known = len(fields), b"".join(_bulk(field) for field in fields)
+            known = len(fields), b"".join(bulk(field) for field in fields)
             self._fields[(one.view, one.features)] = known
         return known
 
 
-def _bulk(part: bytes) -> bytes:
+def bulk(part: bytes) -> bytes:
+    """Return a part of a command as it is sent (Redis serialization protocol, *bulk strings*)."""
     return b"$%d\r\n%b\r\n" % (len(part), part)
 
 
-def _hmget(key: bytes, fields: Sequence[tuple[int, bytes]]) -> bytes:
+def pack(*parts: str) -> bytes:
+    """Return a command as it is sent (*arrays*)."""
+    return b"*%d\r\n%b" % (len(parts), b"".join(bulk(part.encode()) for part in parts))
+
+
+def hmget(key: bytes, fields: Sequence[tuple[int, bytes]]) -> bytes:
     """Return the command that reads fields of a hash (Redis serialization protocol, *arrays* and *bulk strings*)."""
     count = 2 + sum(many for many, _ in fields)
-    return b"*%d\r\n$5\r\nHMGET\r\n%b%b" % (count, _bulk(key), b"".join(packed for _, packed in fields))
+    return b"*%d\r\n$5\r\nHMGET\r\n%b%b" % (count, bulk(key), b"".join(packed for _, packed in fields))
 
 
 def connection_string(url: str) -> str:

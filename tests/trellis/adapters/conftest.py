@@ -1,6 +1,10 @@
-"""One database after another: what holds for SQLite holds for PostgreSQL."""
+"""One database after another: what holds for SQLite holds for PostgreSQL. And a Redis of the tests' own."""
 
 import secrets
+import shutil
+import socket
+import subprocess
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -32,3 +36,35 @@ def refuse(url):
             connection.execute(sa.text(f"CREATE TRIGGER refused BEFORE INSERT ON {table} {body}"))
 
     return inserts
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    """A server of our own on a free port, gone afterwards: its port and process."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("NO REDIS: install it with: apt-get install -y redis-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = tmp_path_factory.mktemp("redis")
+    process = subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)],
+        stdout=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    yield port, process
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def redis_url(redis_server):
+    """The URL of that server."""
+    return f"redis://127.0.0.1:{redis_server[0]}"

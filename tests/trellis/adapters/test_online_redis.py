@@ -1,10 +1,9 @@
 """Redis as the online store: our reader against Feast's own read, over every view and type, on a real server."""
 
+import asyncio
 import os
 import shutil
 import socket
-import subprocess
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from hypothesis import strategies as st
 from trellis.adapters.feast_encoding import KeyEncoder, decode_time, decode_value, hash_field
 from trellis.adapters.feature_store import FeatureStore
 from trellis.adapters.online_redis import connection_string
+from trellis.adapters.row_reader import _decoder
 from trellis.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROOT = Path(__file__).parents[3]
 NOW = datetime(2013, 7, 1, 12, tzinfo=UTC)
-REDIS = shutil.which("redis-server")
 
 DEFINITIONS = """
 import os
@@ -51,31 +50,6 @@ by_slot = view("by_slot", [slot], load=Float64)
 pairs = view("pairs", [user, shop], score=Float32)
 everything = FeatureService(name="everything", features=[numbers, others, lists, by_slot, pairs])
 """
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory):
-    """A server of our own, on a free port, gone afterwards."""
-    if REDIS is None:
-        pytest.skip("NO REDIS: install it with: apt-get install -y redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = tmp_path_factory.mktemp("redis")
-    process = subprocess.Popen(
-        [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(place)],
-        stdout=subprocess.DEVNULL,
-    )
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
 
 
 def tables(home):
@@ -204,6 +178,33 @@ def test_both_stores_give_the_same(redis_store, sqlite_store):
         np.testing.assert_array_equal(times[view], other_times[view])
 
 
+@pytest.mark.parametrize("way", ["in a thread", "on a loop"])
+def test_row_by_row_is_what_columns_are(redis_store, way):
+    values, times = redis_store.online("everything", ROWS, {})
+    reader = redis_store.row_reader("everything")
+    assert reader.is_for_loops
+    rows = [dict(zip(ROWS, cells, strict=True)) for cells in zip(*(c.tolist() for c in ROWS.values()), strict=True)]
+
+    async def together():
+        found = await asyncio.gather(*(reader.fetch(row) for row in rows))
+        redis_store._loop_redis.close()
+        await asyncio.sleep(0.01)
+        return found
+
+    found = asyncio.run(together()) if way == "on a loop" else [reader.read(row) for row in rows]
+    for i, stored in enumerate(found):
+        assert list(stored.cells) == list(values)
+        for name, value in stored.cells.items():
+            mine = np.array((value,), reader.dtypes[name])
+            assert mine.dtype == values[name].dtype
+            assert plain(mine.tolist()[0]) == plain(values[name].tolist()[i]), f"{name}, row {i}"
+            assert type(mine.tolist()[0]) is type(values[name].tolist()[i])
+        assert list(stored.times) == list(times)
+        for view, at in stored.times.items():
+            np.testing.assert_array_equal(np.datetime64("NaT" if at is None else at, "us"), times[view][i])
+        assert stored.old == (), "without a time field nothing is too old"
+
+
 def test_all_views_take_one_round_trip(redis_store):
     pool = redis_store._redis._client.connection_pool
     connection = pool.get_connection()
@@ -299,6 +300,26 @@ def test_values_are_what_feast_wrote(cell):
     found = decode_value(Value(**{kind: value}).SerializeToString())
     assert (type(found), found) == (type(value), value)
     assert decode_value(None) is decode_value(b"") is None
+
+
+CELLS = st.one_of(
+    st.none(),
+    st.just(("float_val", None)),
+    st.floats(width=32).map(lambda v: ("float_val", v)),
+    st.floats(allow_nan=False).map(lambda v: ("double_val", v)),
+    st.integers(-(2**31), 2**31 - 1).map(lambda v: ("int32_val", v)),
+    st.booleans().map(lambda v: ("bool_val", v)),
+)
+
+
+@given(st.lists(CELLS, min_size=1, max_size=6))
+def test_many_floats_at_once_are_what_each_is_alone(cells):
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    stored = [None if cell is None else Value(**{cell[0]: cell[1]}).SerializeToString() for cell in cells]
+    together = _decoder([np.dtype("f4")] * len(stored))(stored)
+    alone = [np.nan if (value := decode_value(cell)) is None else float(value) for cell in stored]
+    assert np.array_equal(together, alone, equal_nan=True)
 
 
 @given(st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)))
