@@ -123,6 +123,8 @@ def _log_to_stderr(level: str) -> None:
         log.setLevel(level)
         log.addHandler(handler)
         log.propagate = False
+    # BentoML has no use for the server's access log either; heard by nobody, it is not even put together.
+    logging.getLogger("uvicorn.access").propagate = False
 
 
 def open_service(config: Settings) -> PredictionService:

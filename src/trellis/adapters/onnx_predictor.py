@@ -59,7 +59,7 @@ class OnnxPredictor(Predictor):
                 remedy="Export the model again and register the new version.",
             ) from error
         self._path = path
-        self._feeds = [(node.name, _feed(node, path)) for node in self._session.get_inputs()]
+        self._feeds = [(node.name, _as_it_is(node), _feed(node, path)) for node in self._session.get_inputs()]
         self._outputs = [node.name for node in self._session.get_outputs()]
         # The session's own ``run`` first looks for each input by name, as ``predict`` does; with some forty inputs that
         # takes a third of a one-row call. What it calls then has no public name, so a release may be without it.
@@ -75,9 +75,10 @@ class OnnxPredictor(Predictor):
             # Some operators abort the whole process when a tensor has no rows: score a blank one and cut it off.
             return {name: values[:0] for name, values in self.predict({n: _blank(c) for n, c in batch.items()}).items()}
         feed = {}
-        for name, prepare in self._feeds:
+        for name, dtype, prepare in self._feeds:
             try:
-                feed[name] = prepare(batch[name])
+                column = batch[name]
+                feed[name] = column if column.dtype is dtype else prepare(column)
             except KeyError:
                 raise ContractError(
                     f"The graph's input {name!r} is not in the batch.",
@@ -99,6 +100,11 @@ def _blank(column: NDArray[Any]) -> NDArray[Any]:
     """Return one row of zeros or empty strings in the form of a column."""
     fill: Any = "" if column.dtype.kind in "OU" else 0
     return np.full((1, *column.shape[1:]), fill, column.dtype)
+
+
+def _as_it_is(node: Any) -> np.dtype[Any] | None:
+    """Return the dtype of columns that can be fed unchanged; None where each has to be looked at."""
+    return np.dtype(_NUMERIC[node.type]) if len(node.shape) == 1 and node.type in _NUMERIC else None
 
 
 def _feed(node: Any, path: Path) -> Callable[[NDArray[Any]], NDArray[Any]]:

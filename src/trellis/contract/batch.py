@@ -25,12 +25,13 @@ def row_count(batch: Batch) -> int:
     Raises:
         ContractError: The batch is empty of columns, or its columns differ in length.
     """
-    lengths = {name: len(column) for name, column in batch.items()}
-    if not lengths:
+    found = set(map(len, batch.values()))
+    if not found:
         raise ContractError("A batch has no columns.", remedy="Give at least one named column.")
-    if len(set(lengths.values())) != 1:
+    if len(found) != 1:
+        lengths = {name: len(column) for name, column in batch.items()}
         raise ContractError(f"The columns of a batch differ in length: {lengths}.", remedy="Give each the same rows.")
-    return next(iter(lengths.values()))
+    return found.pop()
 
 
 def take(batch: Batch, rows: NDArray[Any] | slice) -> dict[str, NDArray[Any]]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from trellis.errors import ContractError
@@ -358,8 +359,8 @@ class ModelSpec:
             wrong = [name for name, value in self.default.items() if not _fits(outputs[name], value)]
             _require(not wrong, self.name, f"has defaults that its outputs do not allow: {wrong}")
 
-    @property
-    def fields(self) -> dict[str, Field]:
+    @cached_property
+    def fields(self) -> Mapping[str, Field]:
         """Every declared field by name: request fields first, then features."""
         return {f.name: f for f in (*self.request, *self.features)}
 

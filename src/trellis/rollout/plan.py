@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from trellis.errors import InvalidPlanError
@@ -92,7 +93,7 @@ class RolloutPlan:
         if any(not 0 < s.sample_rate <= 1 for s in self.shadows):
             raise InvalidPlanError(f"A shadow of {self.model!r} needs a sample rate in (0, 1].")
 
-    @property
+    @cached_property
     def champion(self) -> Variant:
         """The version that answers whatever no canary takes."""
         return next(v for v in self.variants if v.role == "champion")
@@ -102,7 +103,7 @@ class RolloutPlan:
         """The version on trial, if there is one; the first where there are several."""
         return next((v for v in self.variants if v.role == "canary"), None)
 
-    @property
+    @cached_property
     def canaries(self) -> tuple[Variant, ...]:
         """The versions on trial, in their order."""
         return tuple(v for v in self.variants if v.role == "canary")
@@ -134,9 +135,13 @@ class RolloutPlan:
 
 def unit_position(salt: str, unit: str) -> float:
     """Map a unit to [0, 1) by a keyed hash (BLAKE2b, RFC 7693), uniformly and independently for every salt."""
-    key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
-    digest = hashlib.blake2b(unit.encode(), key=key, digest_size=8).digest()
+    digest = hashlib.blake2b(unit.encode(), key=_key(salt), digest_size=8).digest()
     return int.from_bytes(digest, "big") / _TWO_64
+
+
+@lru_cache(256)
+def _key(salt: str) -> bytes:
+    return hashlib.blake2b(salt.encode(), digest_size=32).digest()
 
 
 def first_plan(model: str, champion: Variant, *, salt: str, unit: str | None = None) -> RolloutPlan:
