@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from services.prediction.columns import rfc3339
 from services.prediction.errors import DeadlineError
 from services.prediction.failures import Attempt, timed_out
 from services.prediction.features import Found, OnlineFeatures, open_store
-from services.prediction.identity import RandomIds, UnitHash
+from services.prediction.identity import RandomIds, UnitHash, given_name
 from services.prediction.logs import Logs
 from services.prediction.metrics import Metrics
 from services.prediction.one_row import OneRows
@@ -45,8 +44,6 @@ from trellis.decision import to_json_value
 from trellis.errors import RequestError
 
 _FEW_ROWS = 8
-_LONGEST_NAME = 64
-_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _QUICK_SECONDS = 0.0005
 _LONGEST_READ = 3.0  # seconds; a read of the online store gives up after one
 
@@ -283,7 +280,7 @@ class PredictionService:
         started = time.perf_counter()
         parsed = parse(schema.request, body)
         rows = parsed.rows
-        request_id = parsed.id or _named(scope) or self._ids()
+        request_id = parsed.id or given_name(scope["headers"]) or self._ids()
         attempt = Attempt()
         deadline = Deadline.of(scope["headers"], self._limits.request_seconds)  # one that is none is refused, always
 
@@ -386,15 +383,6 @@ def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:
         return work()
 
     return make
-
-
-def _named(scope: Scope) -> str | None:
-    """Return the name that a load balancer gave a request, the same over all its tries; None where that is no name."""
-    for name, value in scope["headers"]:
-        if name == b"x-prediction-id":
-            text: str = value.decode("latin-1")
-            return text if len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) else None
-    return None
 
 
 def _summary(model: ModelRuntime) -> Mapping[str, Any]:

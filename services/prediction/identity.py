@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from trellis.errors import ConfigError, StorageError
 
 KEY_FILE = "unit-hash.key"
 _SHORTEST = 16
+_LONGEST_NAME = 64
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
 _STOCK = 512
 
 
@@ -100,6 +103,15 @@ class RandomIds:
             drawn = secrets.token_hex(8 * _STOCK)
             self._stock = [drawn[i : i + 16] for i in range(0, len(drawn), 16)]
         return self._stock.pop()
+
+
+def given_name(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the name that a load balancer gave a request, the same over all its tries; None where that is no name."""
+    for name, value in headers:
+        if name == b"x-prediction-id":
+            text = value.decode("latin-1")
+            return text if len(text) <= _LONGEST_NAME and _NAME.fullmatch(text) else None
+    return None
 
 
 def without_unit(spec: ModelSpec, unit: str | None) -> Callable[[dict[str, Any], str], None]:

@@ -201,11 +201,7 @@ class FeatureStore:
         return self._plan(service).slas
 
     def row_reader(self, service: str) -> RowReader | None:
-        """Return what reads a service's features a row at a time; None where the online store is no plain Redis.
-
-        Raises:
-            MissingFeatureError: The service is unknown.
-        """
+        """Return what reads a service's features a row at a time; None where the online store is no plain Redis."""
         plan = self._plan(service)
         if self._redis is None:
             return None
