@@ -37,8 +37,10 @@ _MEANING = {
     "concept_drift": "labels contradict the estimate",
     "extrapolates": "many rows are unlike any reference row",
     "selected_labels": "rows with and without labels differ",
+    "labels_cover_part": "labels leave out scores by choice; of these only the model speaks",
     "no_reference": "the version has no loss model, so nothing is estimated",
 }
+_TEACHING = 16
 _COLOUR = {"realised": "green", "corrected": "cyan", "estimated": "yellow", "none": "dim"}
 
 
@@ -67,24 +69,30 @@ def standing_of(
     *,
     received_by: str = "",
 ) -> Standing:
-    """Take stock of joined predictions; arguments as for ``trellis.ledger.series``."""
-    inside = (found.times >= edges[0]) & (found.times < edges[-1])
-    shown = found.take(inside)
+    """Take stock of joined predictions; arguments as for ``trellis.ledger.series``.
+
+    Up to 16 windows before the first teach how far estimates are off; they are not told.
+    """
+    days = float((edges[1] - edges[0]) / np.timedelta64(1, "D"))
+    before = window_edges(found.rows, subject, edges[0], days, _TEACHING)
+    told = (found.times >= edges[0]) & (found.times < edges[-1])
+    used = found.take((found.times >= before[0]) & (found.times < edges[-1]))
     known = series(
         subject.spec,
-        shown,
-        model_columns(shown.rows, subject.spec),
-        edges,
+        used,
+        model_columns(used.rows, subject.spec),
+        np.concatenate([before[:-1], edges]),
         as_of,
         subject.loss_models,
-        segments=segments_of(shown.rows, subject.spec),
+        segments=segments_of(used.rows, subject.spec),
         received_by=received_by,
+        shown=len(edges) - 1,
     )
     mine = [p for p in known.points if p.version == subject.version and p.best is not None]
     model = subject.loss_models.get(subject.version)
     harm = expected_harm(mine[-1], model) if mine and model is not None else None
     delay = np.timedelta64(timedelta(hours=subject.spec.target.delay_hours), "us")
-    overdue = ~shown.known.known & (shown.times + delay <= as_of)
+    overdue = told & ~found.known.known & (found.times + delay <= as_of)
     return Standing(known, harm, found.findings, int(overdue.sum()))
 
 
@@ -174,6 +182,19 @@ def table_of(standing: Standing, subject: Subject, segment: str | None = None) -
         for t in known.tracks
         if t.scored
     ]
+    lines += [
+        f"{p.end[:10]} v{p.version}: labels cover scores from {p.covered.low:.3f} to {p.covered.high:.3f}; "
+        f"of the other {p.covered.beyond:.0%} of rows what is said is the model's"
+        + (", and as labels contradict it, all that these can lose is in the interval" if _bounded(p) else "")
+        for p in points[-1:]
+        if p.covered is not None
+    ]
+    lines += [
+        f"v{p.version}: the last estimate is widened by a standard deviation of {p.learned:.4f}, "
+        "by which earlier windows turned out from theirs"
+        for p in points[-1:]
+        if p.learned and p.estimated is not None
+    ]
     if standing.harm is not None:
         h = standing.harm
         trust = "" if h.reliable else "; an assumption behind it fails"
@@ -185,6 +206,10 @@ def table_of(standing: Standing, subject: Subject, segment: str | None = None) -
         lines.append(f"{standing.overdue:,} labels are overdue (declared delay {subject.spec.target.delay_hours:g} h)")
     lines += [f"{f.kind}: {f.count:,} (such as {', '.join(f.examples[:3])})" for f in standing.findings]
     return Group(table, *lines)
+
+
+def _bounded(point: Point) -> bool:
+    return point.corrected is not None and point.corrected.beyond > 0
 
 
 def _told(estimate: Estimate | None) -> str:

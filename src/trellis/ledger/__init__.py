@@ -9,6 +9,7 @@ from trellis.ledger.cells import Cell, performance
 from trellis.ledger.estimate import Agreement, Estimate
 from trellis.ledger.frames import Labelled, labelled, moment, moments, scores
 from trellis.ledger.harm import ExpectedHarm, expected_harm
+from trellis.ledger.history import Between, Past, between_windows
 from trellis.ledger.labels import CLOCK_TOLERANCE, Finding, Join, join
 from trellis.ledger.loss_model import LossModel, fit_loss_model
 from trellis.ledger.series import Point, Series, Track, series
@@ -16,6 +17,7 @@ from trellis.ledger.series import Point, Series, Track, series
 __all__ = [
     "CLOCK_TOLERANCE",
     "Agreement",
+    "Between",
     "Cell",
     "Estimate",
     "ExpectedHarm",
@@ -23,9 +25,11 @@ __all__ = [
     "Join",
     "Labelled",
     "LossModel",
+    "Past",
     "Point",
     "Series",
     "Track",
+    "between_windows",
     "expected_harm",
     "fit_loss_model",
     "join",

@@ -4,11 +4,10 @@
 predictions once every label is in. *Realised* is that value, with the interval of its sampling error, by which windows
 can be compared with each other.
 
-Corrected is prediction-powered inference (Angelopoulos, Bates, Fannjiang, Jordan & Zrnic 2023, Science 382, with the
-power tuning of PPI++, Angelopoulos, Duchi & Zrnic 2023) for the finite set of the window's rows, where it is the
-regression estimator of survey sampling (Cochran 1977, chapter 7; Royall 1970): labelled rows count as they are, the
-others as expected, moved by what the labelled ones lost beyond it, these weighted to the others' distribution of scores
-(post-stratification; Holt & Smith 1979).
+Corrected is prediction-powered inference (Angelopoulos, Bates, Fannjiang, Jordan & Zrnic 2023, Science 382) for the
+finite set of the window's rows, where it is the regression estimator of survey sampling (Cochran 1977, chapter 7;
+Royall 1970): labelled rows count as they are, the others as expected, moved by what the labelled ones lost beyond it,
+these weighted so that they stand for the others (``represent``).
 
 Its assumptions: labels are taken only from rows that are past the model's declared delay, so that quick truths are not
 mistaken for all; among those, whether a label came may depend on the score, not on the truth itself; and
@@ -26,14 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trellis.ledger.basis import Floats, Ints
+from trellis.ledger.history import Between
 from trellis.ledger.loss_model import Expected, LossModel, shared_of
+from trellis.ledger.represent import covered, represent
 from trellis.metrics import t_quantile
 from trellis.sums import loss_sums
 
 FEWEST_LABELS = 30
-_TUNED_FROM = 100
-_STRATA, _PER_STRATUM = 10, 40
+_BELIEF = 30.0
+_DOUBTED = 0.2
 _TRUSTED_DAYS = 10
+_EXACT = 1e9
 
 Mask = NDArray[np.bool_]
 
@@ -47,6 +49,10 @@ class Estimate:
         low, high: Ends of the two-sided interval.
         rows: Rows that it is made of: predictions for an estimated or corrected value, labels for a realised one.
         error: Standard error of the model's mean loss in such a window, sampling included; by it windows are compared.
+        deviation: Standard deviation of the value around the one that will be realised; 0 for a realised one.
+        freedom: Degrees of freedom that the deviation is known with.
+        beyond: Share of the rows whose loss is only bounded, not estimated, as no label is near and the labels there
+            are contradict the model; the interval holds whatever it may be.
     """
 
     value: float
@@ -54,9 +60,19 @@ class Estimate:
     high: float
     rows: int
     error: float
+    deviation: float = 0.0
+    freedom: float = _EXACT
+    beyond: float = 0.0
 
 
-def estimated(model: LossModel, expected: Expected, rows: Mask, days: Ints, *, level: float = 0.95) -> Estimate | None:
+def estimated(
+    model: LossModel,
+    expected: Expected,
+    rows: Mask,
+    days: Ints,
+    *,
+    level: float = 0.95,
+) -> Estimate | None:
     """Estimate the mean loss of some predictions without labels; None where there are none.
 
     Args:
@@ -69,10 +85,24 @@ def estimated(model: LossModel, expected: Expected, rows: Mask, days: Ints, *, l
     if not rows.any():
         return None
     value = float(expected.loss[rows].mean())
-    fit = _fit_variance(model, expected, rows)
+    fit = _fit_part(model, expected, rows)
     alone, shared = _variance(np.full(rows.sum(), 1 / rows.sum()), expected, rows, days, model.shared)
-    half = _half([(alone, 10**9), (fit, model.days - 1), (shared, model.days - 1)], level)
-    return Estimate(value, max(0.0, value - half), value + half, int(rows.sum()), math.sqrt(fit))
+    parts = [(alone, _EXACT), fit, (shared, _shared_freedom(model))]
+    return _around(value, parts, int(rows.sum()), math.sqrt(fit[0]), level)
+
+
+def widened(estimate: Estimate, between: Between, *, level: float = 0.95) -> Estimate:
+    """Widen an estimate by how far past windows turned out from theirs, beyond what these were unsure of."""
+    parts = [(estimate.deviation**2, estimate.freedom), (between.variance, between.windows)]
+    return _around(estimate.value, parts, estimate.rows, math.sqrt(estimate.error**2 + between.variance), level)
+
+
+def _around(value: float, parts: list[tuple[float, float]], rows: int, error: float, level: float) -> Estimate:
+    """Return a value with the interval that its parts of variance make, each with its degrees of freedom."""
+    total = sum(v for v, _ in parts)
+    freedom = _freedom(parts)
+    half = math.sqrt(total) * _quantile((1 + level) / 2, freedom)
+    return Estimate(value, max(0.0, value - half), value + half, rows, error, math.sqrt(total), freedom)
 
 
 def corrected(
@@ -103,52 +133,75 @@ def corrected(
     if count < FEWEST_LABELS:
         return None
     rest = rows & ~lab
-    helper = expected.loss if expected is not None else np.zeros(len(loss))
-    slope = _slope(loss[lab], helper[lab]) if expected is not None else 0.0
-    residual = loss[lab] - slope * helper[lab]
-    weight = np.zeros(len(loss))
-    weight[lab] = _balance(strata if strata is not None else helper, lab, rest)
-    shift = float((weight[lab] * residual).mean())
-    residual = residual - shift
-    value = float(loss[lab].sum() + slope * helper[rest].sum() + shift * rest.sum()) / total
-    spread = expected.spread if expected is not None else np.ones(len(loss))
-    pull = expected.pull if expected is not None else np.ones(len(loss))
-    worth = float(weight[lab].sum() ** 2 / (weight[lab] ** 2).sum())  # labels of equal weight that say as much
-    freedom = max(1.0, worth - len(np.unique(weight[lab])))
-    seen = float((weight[lab] * residual**2).mean() / (weight[lab] * spread[lab] ** 2).mean()) * worth / freedom
-    noise = replace(expected or _plain(len(loss)), spread=spread * math.sqrt(max(seen, 1e-12)), pull=pull)
+    usual = expected if expected is not None else _plain(len(loss))
+    surprise = loss[lab] - usual.loss[lab]
+    by = [usual.loss] if strata is None else [strata, usual.loss]
+    stands = represent(surprise, by if expected is not None else by[:1], lab, rest)
+    shift = float((stands.weight * surprise).mean())
+    value = float(loss[lab].sum() + usual.loss[rest].sum() + shift * rest.sum()) / total
+    surprise = surprise - float(surprise.mean())
+    freedom = max(1.0, count - stands.used)
+    seen = float((surprise**2).sum() / (usual.spread[lab] ** 2).sum()) * count / freedom
+    if expected is not None:  # what the reference knows of the noise counts like so many labels
+        seen, freedom = (seen * freedom + _BELIEF) / (freedom + _BELIEF), freedom + _BELIEF
+    noise = replace(usual, spread=usual.spread * math.sqrt(max(seen, 1e-12)))
     if model is not None and model.days >= _TRUSTED_DAYS:
-        tau, known_days = model.shared, model.days
+        tau, known_days = model.shared, _shared_freedom(model)
     else:
         own_days = np.unique(days[lab], return_inverse=True)[1].astype(np.int64)
-        tau, known_days = shared_of(residual, pull[lab], own_days), int(own_days.max()) + 1
+        tau, known_days = shared_of(surprise, usual.pull[lab], own_days)
     # What a day shares moves its labelled and its other rows alike, so it largely cancels where both are of one day.
-    share = np.where(rest, 1 / total, -rest.sum() / total * weight / count)[rows]
-    alone, shared = _variance(share, noise, rows, days, tau)
-    half = _half([(alone, freedom), (shared, max(1, known_days - 1))], level)
-    own = sum(_variance(weight[lab] / count, noise, lab, days, tau))
-    return Estimate(value, max(0.0, value - half), value + half, total, math.sqrt(own))
+    share = np.full(len(loss), 1 / total)
+    share[lab] = -rest.sum() / total * stands.weight / count
+    alone, shared = _variance(share[rows], noise, rows, days, tau)
+    doubt = stands.doubt * (float(rest.sum()) / total) ** 2
+    parts = [(alone, freedom), (shared, known_days), (doubt, float(count))]
+    own = doubt + sum(_variance(stands.weight / count, noise, lab, days, tau))
+    found = _around(value, parts, total, math.sqrt(own), level)
+    if expected is None or model is None or strata is None:
+        return found
+    return _bounded(found, loss, expected, model, rows, due, days, strata, level)
+
+
+def _bounded(
+    found: Estimate,
+    loss: Floats,
+    expected: Expected,
+    model: LossModel,
+    rows: Mask,
+    due: Mask,
+    days: Ints,
+    strata: Floats,
+    level: float,
+) -> Estimate:
+    """Where labels contradict the model, bound the rows of scores that no label speaks of by all that they can lose.
+
+    What the truth is there is not identified (Manski 2003, Partial Identification of Probability Distributions): no
+    weight makes up for labels that were never asked for. Regression knows no most that a row can lose; it is left with
+    the doubt of the curve.
+    """
+    reach = covered(strata, rows & due & ~np.isnan(loss), rows)
+    agreed = agreement(loss, expected, model, rows, due, days)
+    if reach is None or agreed is None or agreed.p_value >= _DOUBTED:
+        return found
+    beyond = rows & ((strata < reach.low) | (strata > reach.high))
+    inside = corrected(loss, expected, model, rows & ~beyond, due, days, level=level)
+    if inside is None or not np.isfinite(expected.most[beyond]).all():
+        return found
+    known = due & ~np.isnan(loss)
+    least = float(np.where(known, loss, expected.least)[beyond].sum())
+    most = float(np.where(known, loss, expected.most)[beyond].sum())
+    low = (inside.low * inside.rows + least) / found.rows
+    high = (inside.high * inside.rows + most) / found.rows
+    return replace(found, low=min(found.low, low), high=max(found.high, high), beyond=reach.beyond)
 
 
 def _plain(rows: int) -> Expected:
     """Return what is expected without a reference: nothing, with a spread and a pull of 1."""
     none = np.zeros(rows)
     index, weight = np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, 0))
-    return Expected(none, np.ones(rows), np.ones(rows), none, index, weight, np.zeros(rows, dtype=np.bool_))
-
-
-def _balance(by: Floats, lab: Mask, rest: Mask) -> Floats:
-    """Return weights of mean 1 that give labelled rows the other rows' distribution over up to ten strata."""
-    count = int(lab.sum())
-    parts = min(_STRATA, count // _PER_STRATUM)
-    if parts < 2 or not rest.any():
-        return np.ones(count)
-    edges = np.unique(np.quantile(by[lab], np.linspace(0, 1, parts + 1)[1:-1]))
-    mine, theirs = np.searchsorted(edges, by[lab]), np.searchsorted(edges, by[rest])
-    have, want = np.bincount(mine, None, len(edges) + 1), np.bincount(theirs, None, len(edges) + 1)
-    ratio = want / max(1, want.sum()) / np.maximum(1, have) * count
-    weight = np.asarray(ratio[mine], dtype=np.float64)
-    return weight / weight.mean() if weight.sum() > 0 else np.ones(count)
+    wild = np.full(rows, np.inf)
+    return Expected(none, np.ones(rows), np.ones(rows), none, index, weight, np.zeros(rows, dtype=np.bool_), none, wild)
 
 
 def realised(loss: Floats, rows: Mask, days: Ints, *, level: float = 0.95) -> Estimate | None:
@@ -194,9 +247,8 @@ def agreement(
         return None
     gap = float((loss[lab] - expected.loss[lab]).mean())
     alone, shared = _variance(np.full(count, 1 / count), expected, lab, days, model.shared)
-    fit = _fit_variance(model, expected, lab)
-    total = alone + shared + fit
-    freedom = total**2 / max(1e-300, (shared**2 + fit**2) / (model.days - 1) + alone**2 / max(1, count - 1))
+    parts = [(alone, float(max(1, count - 1))), _fit_part(model, expected, lab), (shared, _shared_freedom(model))]
+    total, freedom = sum(v for v, _ in parts), _freedom(parts)
     return Agreement(gap, math.sqrt(total), _two_sided(gap / math.sqrt(total), freedom), count)
 
 
@@ -218,23 +270,16 @@ def selection(expected: Expected, loss: Floats, rows: Mask, due: Mask) -> tuple[
     return apart / spread, _two_sided(apart / error, math.inf)
 
 
-def _slope(loss: Floats, helper: Floats) -> float:
-    """Return how much of the helper to use: all, unless the labels say for sure (two errors) that it is too much.
-
-    A helper that is right has the slope 1, which is what makes the correction immune to a choice of labels by score.
-    Tuning (PPI++; for a finite target Cov / Var, in [0, 1]) is for helpers that are wrong.
-    """
-    variance = float(helper.var())
-    if len(loss) < _TUNED_FROM or variance <= 0:
-        return 1.0
-    slope = float(((loss - loss.mean()) * (helper - helper.mean())).mean()) / variance
-    error = float((loss - slope * helper).std()) / math.sqrt(variance * len(loss))
-    return 1.0 if slope > 1 - 2 * error else float(np.clip(slope, 0.0, 1.0))
-
-
-def _fit_variance(model: LossModel, expected: Expected, rows: Mask) -> float:
+def _fit_part(model: LossModel, expected: Expected, rows: Mask) -> tuple[float, float]:
+    """Return the variance of the fit's mean over some rows, and its degrees of freedom: of days and of draws."""
     blocks = min(model.days, 60)
-    return float(model.drawn(expected, rows).var(ddof=1)) * blocks / (blocks - 1)
+    drawn = model.drawn(expected, rows)
+    variance = float(drawn.var(ddof=1)) * blocks / (blocks - 1)
+    return variance, 1 / (1 / (blocks - 1) + 1 / (len(drawn) - 1))
+
+
+def _shared_freedom(model: LossModel) -> float:
+    return model.shared_freedom or float(model.days - 1)
 
 
 def _variance(share: Floats, expected: Expected, rows: Mask, days: Ints, shared: float) -> tuple[float, float]:
@@ -245,16 +290,14 @@ def _variance(share: Floats, expected: Expected, rows: Mask, days: Ints, shared:
     return float(((share * expected.spread[rows]) ** 2).sum()), max(0.0, shared * pairs)
 
 
-def _half(parts: list[tuple[float, float]], level: float) -> float:
-    """Return half an interval's width; parts come with their degrees of freedom (Satterthwaite 1946)."""
-    total = sum(v for v, _ in parts)
-    if total <= 0:
-        return 0.0
-    spread = sum(v**2 / max(1, df) for v, df in parts)
-    freedom = total**2 / spread if spread > 0 else math.inf
-    quantile = (1 + level) / 2
-    factor = t_quantile(quantile, max(1.0, freedom)) if freedom < 1e6 else NormalDist().inv_cdf(quantile)
-    return factor * math.sqrt(total)
+def _freedom(parts: list[tuple[float, float]]) -> float:
+    """Return the degrees of freedom of a sum of variances (Satterthwaite 1946)."""
+    spread = sum(v**2 / max(1.0, df) for v, df in parts)
+    return min(_EXACT, max(1.0, sum(v for v, _ in parts) ** 2 / spread)) if spread > 0 else _EXACT
+
+
+def _quantile(level: float, freedom: float) -> float:
+    return t_quantile(level, freedom) if freedom < 1e6 else NormalDist().inv_cdf(level)
 
 
 def _two_sided(statistic: float, freedom: float) -> float:

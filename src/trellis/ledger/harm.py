@@ -50,7 +50,9 @@ def expected_harm(point: Point, model: LossModel) -> ExpectedHarm | None:
     change = best.value - model.mean
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     p_value = NormalDist().cdf(-change / error) if error > 0 else float(change <= 0)
-    wrong = {"estimated": {"concept_drift", "extrapolates"}, "corrected": {"selected_labels"}}.get(point.stage, set())
+    wrong = {"estimated": {"concept_drift", "extrapolates"}, "corrected": {"selected_labels", "labels_cover_part"}}.get(
+        point.stage, set()
+    )
     return ExpectedHarm(
         point.stage,
         change,

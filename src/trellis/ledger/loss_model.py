@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,7 @@ class LossModel:
         strata: Rising inner edges of the expected loss between which residual variances were measured.
         variances: Mean squared residual per stratum.
         shared: Variance of what a day shares, in units of the squared pull.
+        shared_freedom: How well that is known, in degrees of freedom; 0 in models of before it was told.
     """
 
     method: str
@@ -74,6 +75,7 @@ class LossModel:
     strata: tuple[float, ...]
     variances: tuple[float, ...]
     shared: float
+    shared_freedom: float = 0.0
 
     def expect(self, score: Floats, columns: Batch) -> Expected:
         """Return what is expected of predictions.
@@ -94,7 +96,7 @@ class LossModel:
         pull = spread
         if self.method == "cbpe" and score.ndim == 1:
             spread, pull = _bernoulli(self.probability(score), score)
-        return Expected(own, spread, pull, offset, index, weight, outside)
+        return Expected(own, spread, pull, offset, index, weight, outside, *_bounds(self.method, score))
 
     def drawn(self, expected: Expected, rows: NDArray[np.bool_]) -> Floats:
         """Return the mean expected loss of some rows under every draw of the coefficients."""
@@ -136,6 +138,7 @@ class Expected:
         pull: How much what a day shares moves it, with the sign.
         offset, index, weight: The rows of the basis.
         outside: Rows unlike any in the reference: a score beyond its range, or an unseen category.
+        least, most: The least and the most that the row can lose, whatever the truth; infinite for regression.
     """
 
     loss: Floats
@@ -145,6 +148,8 @@ class Expected:
     index: Ints
     weight: Floats
     outside: NDArray[np.bool_]
+    least: Floats
+    most: Floats
 
 
 def fit_loss_model(
@@ -214,20 +219,36 @@ def fit_loss_model(
         tuple((weights[1:] @ sums[0] / (weights[1:] @ sums[1])).tolist()),
         tuple(strata.tolist()),
         tuple(variances.tolist()),
-        shared_of(residual, pull, day),
+        *shared_of(residual, pull, day),
     )
 
 
-def shared_of(residual: Floats, pull: Floats, days: Ints) -> float:
+class Shared(NamedTuple):
+    """The variance of what the rows of a day share, and how many degrees of freedom it is known with."""
+
+    variance: float
+    freedom: float
+
+
+def shared_of(residual: Floats, pull: Floats, days: Ints) -> Shared:
     """Return the variance of ``u`` in ``residual = pull * u(day) + noise``, by the products of rows of one day.
 
-    At least 0, and at most what leaves noise of its own. With a pull of 1 it is the covariance within days.
+    At least 0, and at most what leaves noise of its own. With a pull of 1 it is the covariance within days. The level
+    of the residuals was fitted on the same days, which takes one of them. The degrees of freedom are Satterthwaite's
+    (1946), from how much days differ in what they say of the variance.
     """
     moved, square = pull * residual, pull**2
-    wanted = float((np.bincount(days, moved) ** 2 - np.bincount(days, moved**2)).sum())
-    scale = float((np.bincount(days, square) ** 2 - np.bincount(days, square**2)).sum())
+    wanted = np.bincount(days, moved) ** 2 - np.bincount(days, moved**2)
+    scale = np.bincount(days, square) ** 2 - np.bincount(days, square**2)
+    count = int((scale > 0).sum())
+    if count < 2:
+        return Shared(0.0, 1.0)
+    found = float(wanted.sum() / scale.sum())
+    doubt = float(((wanted - found * scale) ** 2).sum()) / float(scale.sum()) ** 2 * count / (count - 1)
     most = 0.95 * float((residual**2).mean()) / max(1e-12, float(square.mean()))
-    return float(np.clip(wanted / scale, 0.0, most)) if scale > 0 else 0.0
+    variance = float(np.clip(found * count / (count - 1), 0.0, most))
+    freedom = float(np.clip(2 * found**2 / doubt, 1.0, count - 1)) if variance > 0 and doubt > 0 else float(count - 1)
+    return Shared(variance, freedom)
 
 
 def _terms(chosen: Sequence[Field], columns: Batch) -> tuple[Term, ...]:
@@ -279,6 +300,17 @@ def _bernoulli(probability: Floats, score: Floats) -> tuple[Floats, Floats]:
     """
     own = np.clip(probability * (1 - probability), 1e-6, None)
     return np.abs(1 - 2 * score) * np.sqrt(own), (1 - 2 * score) * own
+
+
+def _bounds(method: str, score: Floats) -> tuple[Floats, Floats]:
+    """Return the least and the most that rows can lose (``trellis.metrics.row_loss``)."""
+    if method == "dle":
+        return np.zeros(len(score)), np.full(len(score), np.inf)
+    if score.ndim == 1:
+        ends = np.sort(np.column_stack([score**2, (1 - score) ** 2]), axis=1)
+        return ends[:, 0], ends[:, 1]
+    middle = ((score**2).sum(axis=1) + 1) / 2
+    return middle - score.max(axis=1), middle - score.min(axis=1)
 
 
 def _table(score: Floats) -> Floats:

@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trellis.contract import Batch, ModelSpec
+from trellis.contract import Batch, DriftPolicy, ModelSpec
 from trellis.ledger.basis import Floats
-from trellis.ledger.estimate import Agreement, Estimate, agreement, corrected, estimated, realised, selection
+from trellis.ledger.estimate import (
+    Agreement,
+    Estimate,
+    agreement,
+    corrected,
+    estimated,
+    realised,
+    selection,
+    widened,
+)
 from trellis.ledger.frames import Labelled
+from trellis.ledger.history import Lesson, Past, between_windows, learnt_by
 from trellis.ledger.loss_model import Expected, LossModel
+from trellis.ledger.represent import Covered, covered
 from trellis.metrics import compute
 from trellis.metrics.points import curve_counts, from_histograms, ranks_of
 
@@ -45,16 +56,21 @@ class Point:
         value: The segment's value; empty for all rows.
         due: Predictions past the model's declared label delay.
         stage: The most that is known: ``none``, ``estimated``, ``corrected`` or ``realised`` (all due, 95 % labelled).
-        estimated: From scores alone; None without a loss model.
+        estimated: From scores alone, as widened by how far earlier windows, realised by this one's end, turned out from
+            theirs; None without a loss model.
         corrected: Moved by the labels there are; None below 30 due ones.
         realised: The mean of the labels.
         first: What was known when the window ended: the estimate, corrected where labels had come by then.
         held: Whether ``first``'s interval held the realised value; None until that is known.
         agreement: Whether labels confirm the estimate of their rows; None below 30.
+        covered: The scores that labels speak of, where they leave out others by choice; None elsewhere.
+        learned: Standard deviation between windows and their estimates, of earlier windows, by which the estimate is
+            widened; None where none was realised by the window's end.
         expected_metrics: Metrics estimated from calibrated probabilities (binary models, all rows).
         flags: Assumptions that fail: ``concept_drift`` (labels contradict the estimate: the truth given the score has
             changed), ``extrapolates`` (more than 5 % of rows are unlike any reference row), ``selected_labels`` (due
-            rows with and without labels differ in expected loss), ``no_reference``.
+            rows with and without labels differ in expected loss), ``labels_cover_part`` (scores are left out by
+            choice: of them only the model speaks, see ``covered``), ``no_reference``.
     """
 
     start: str
@@ -74,6 +90,8 @@ class Point:
     first: Estimate | None = None
     held: bool | None = None
     agreement: Agreement | None = None
+    covered: Covered | None = None
+    learned: float | None = None
     expected_metrics: dict[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
@@ -133,8 +151,13 @@ def series(
     *,
     segments: Mapping[str, NDArray[Any]] | None = None,
     received_by: str = "",
+    shown: int | None = None,
 ) -> Series:
     """Take stock of every window, version and segment; pure.
+
+    Windows teach the later ones of their version and segment how far estimates are off: of each the mean of its labels,
+    as far as they are not revised since, counts from when all its rows are due and 95 % labelled. A version with fewer
+    than four such windows also learns from those of the others.
 
     Args:
         spec: The model's declaration.
@@ -145,6 +168,7 @@ def series(
         models: Loss model by version; a version without one is only corrected and realised.
         segments: Columns by which to break down, shape ``(n,)`` each.
         received_by: Noted in the result.
+        shown: How many of the last windows are told; earlier ones only teach. None tells all.
     """
     rows = _Rows(spec, found, columns, models, as_of)
     bounds = np.asarray(edges).astype("datetime64[us]")
@@ -152,16 +176,26 @@ def series(
     names = {"": np.full(len(found.times), "")}
     names |= {name: np.asarray(values).astype(str) for name, values in (segments or {}).items()}
     points: list[Point] = []
+    taught: dict[tuple[str, str], list[Lesson]] = {}
+    first_shown = 0 if shown is None else max(0, len(bounds) - 1 - shown)
     for index in range(len(bounds) - 1):
         inside = window == index
+        learnt: list[tuple[tuple[str, str], Lesson]] = []
         for version in np.unique(rows.versions[inside]):
             mine = inside & (rows.versions == version)
             for name, values in names.items():
                 for value in np.unique(values[mine]):
                     chosen = mine & (values == value) if name else mine
                     if not name or chosen.sum() >= _FEWEST_OF_SEGMENT:
-                        period = bounds[index], bounds[index + 1]
-                        points.append(rows.point(*period, str(version), name, str(value), chosen))
+                        period, key = (bounds[index], bounds[index + 1]), (name, str(value))
+                        lesson = rows.lesson(index, str(version), chosen)
+                        if lesson is not None:
+                            learnt.append((key, lesson))
+                        if index >= first_shown:
+                            past = learnt_by(taught.get(key, []), str(version), period[1])
+                            points.append(rows.point(index, *period, str(version), *key, chosen, past))
+        for key, lesson in learnt:
+            taught.setdefault(key, []).append(lesson)
     points = _flagged(points, spec)
     whole = tuple(p for p in points if not p.segment)
     versions = sorted({p.version for p in whole})
@@ -199,8 +233,36 @@ class _Rows:
         self.strata = score if score.ndim == 1 else score.max(axis=1)
         self.expected: dict[str, Expected] = {v: models[v].expect(score, columns) for v in sorted(models)}
 
+    def lesson(self, index: int, version: str, chosen: Mask) -> Lesson | None:
+        """Return how far a window turned out from its estimate; None until it is realised."""
+        model, expected = self.models.get(version), self.expected.get(version)
+        rows = chosen & self.scored
+        told = rows & self.found.told
+        if model is None or expected is None or not self.complete(rows):
+            return None
+        guess = estimated(model, expected, rows, self.days, level=LEVEL)
+        if guess is None:
+            return None
+        needed = math.ceil(COMPLETE * int(rows.sum()))
+        enough = np.sort(self.found.known.observed_at[told])[needed - 1]
+        ready = max(enough, self.ripe[rows].max())
+        off = float(self.found.loss[told].mean()) - guess.value
+        return Lesson(version, ready, Past(float(index), off, guess.deviation))
+
+    def complete(self, rows: Mask) -> bool:
+        """Return whether all rows are due and 95 % of them labelled."""
+        return bool(self.due[rows].all()) and int((rows & self.found.told).sum()) >= COMPLETE * int(rows.sum()) > 0
+
     def point(
-        self, start: np.datetime64, end: np.datetime64, version: str, segment: str, value: str, chosen: Mask
+        self,
+        index: int,
+        start: np.datetime64,
+        end: np.datetime64,
+        version: str,
+        segment: str,
+        value: str,
+        chosen: Mask,
+        past: Sequence[Past],
     ) -> Point:
         loss, days, model = self.found.loss, self.days, self.models.get(version)
         rows = chosen & self.scored
@@ -208,9 +270,12 @@ class _Rows:
         labels, count = int(known.sum()), int(rows.sum())
         expected = self.expected.get(version)
         guess = estimated(model, expected, rows, days, level=LEVEL) if model and expected else None
+        between = between_windows(past, float(index))
+        if guess is not None and between is not None:
+            guess = widened(guess, between, level=LEVEL)
         better = corrected(loss, expected, model, rows, self.due, days, strata=self.strata, level=LEVEL)
         truth = realised(loss, rows, days, level=LEVEL)
-        complete = bool(self.due[rows].all()) and labels >= COMPLETE * count > 0
+        complete = self.complete(rows)
         reached = ("realised", complete), ("corrected", better is not None), ("estimated", guess is not None)
         stage = next((name for name, there in reached if there), "none")
         flags: list[str] = []
@@ -224,6 +289,9 @@ class _Rows:
             apart, p_value = selection(expected, loss, rows, self.due)
             if abs(apart) > _SELECTED and p_value < _UNTRUSTED:
                 flags.append("selected_labels")
+        reach = None if complete else covered(self.strata, known & self.due, rows)
+        if reach is not None:
+            flags.append("labels_cover_part")
         # Labels known by the window's end, as far as they have not been revised since.
         early = np.where((self.found.known.observed_at <= end) & (self.found.known.revisions == 1), loss, np.nan)
         first = None
@@ -250,6 +318,8 @@ class _Rows:
             first,
             held,
             confirmed,
+            reach,
+            None if between is None else math.sqrt(between.variance),
             self._expected_metrics(model, rows) if whole and model is not None and count else {},
             tuple(flags),
         )
@@ -279,14 +349,21 @@ def expected_metrics(probability: Floats, score: Floats) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def flag_level(policy: DriftPolicy) -> float:
+    """Return the level of one look's test for concept drift: four fifths of its share of the alarm budget.
+
+    The rest is for what rows of a day share, which is estimated from so many days only.
+    """
+    return 0.8 * min(0.5, policy.false_alarms_per_month / max(1.0, policy.looks_per_month))
+
+
 def _flagged(points: Sequence[Point], spec: ModelSpec) -> list[Point]:
     """Flag labels that contradict their estimate: surely, within the alarm budget, and by an amount that counts.
 
     The look's share of the budget is divided by the number of comparisons (Bonferroni).
     """
     policy = spec.drift
-    compared = sum(p.agreement is not None for p in points)
-    alpha = min(0.5, policy.false_alarms_per_month / max(1.0, policy.looks_per_month)) / max(1, compared)
+    alpha = flag_level(policy) / max(1, sum(p.agreement is not None for p in points))
     result = []
     for point in points:
         seen = point.agreement

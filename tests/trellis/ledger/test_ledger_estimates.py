@@ -117,8 +117,12 @@ def test_correlation_within_days_is_what_was_put_in() -> None:
     rng = np.random.default_rng(5)
     day = np.repeat(np.arange(400), 30)
     values = math.sqrt(0.2) * rng.normal(size=400)[day] + math.sqrt(0.8) * rng.normal(size=len(day))
-    assert shared_of(values, np.ones(len(day)), day) == pytest.approx(0.2, abs=0.03)
-    assert shared_of(rng.normal(size=len(day)), np.ones(len(day)), day) < 0.01
+    found = shared_of(values, np.ones(len(day)), day)
+    assert found.variance == pytest.approx(0.2, abs=0.03)
+    # A day's mean has the variance 0.2 + 0.8 / 30, known from 400 days; of that a part is what days share.
+    assert found.freedom == pytest.approx(400 * (0.2 / (0.2 + 0.8 / 30)) ** 2, rel=0.15)
+    assert shared_of(rng.normal(size=len(day)), np.ones(len(day)), day).variance < 0.01
+    assert shared_of(values[:30], np.ones(30), day[:30]) == (0.0, 1.0)  # one day tells nothing of days
 
 
 @given(st.floats(-6, 6), st.integers(3, 200))
@@ -134,12 +138,12 @@ def test_corrected_is_realised_once_all_labels_are_in_and_the_difference_estimat
     assert whole.value == pytest.approx(loss.mean())
     assert whole.high - whole.low == pytest.approx(0, abs=1e-9)
     some = np.where(np.random.default_rng(0).random(600) < 0.1, loss, np.nan)
-    # One stratum for all: the difference estimator of survey sampling, as a loop.
+    # Labels by chance that show no curve: nearly the difference estimator of survey sampling, as a loop.
     found = corrected(some, expected, model, rows, rows, day, strata=np.zeros(600))
     known = [i for i in range(600) if not math.isnan(some[i])]
     shift = sum(loss[i] - expected.loss[i] for i in known) / len(known)
     total = sum(loss[i] if i in set(known) else expected.loss[i] + shift for i in range(600))
-    assert found.value == pytest.approx(total / 600)
+    assert found.value == pytest.approx(total / 600, abs=0.002)
     assert found.low < loss.mean() < found.high
     # Without a reference labels alone speak; labels that are not due do not count; few say nothing.
     alone = corrected(some, None, None, rows, rows, day, strata=np.zeros(600))
@@ -165,11 +169,34 @@ def test_choice_of_labels_by_score_is_evened_out_and_named(model) -> None:
     loss, expected = row_loss("binary", y, score), model.expect(score, columns)
     some = np.where(np.random.default_rng(1).random(40_000) < 0.3 * score, loss, np.nan)
     found = corrected(some, expected, model, rows, rows, day, strata=score)
-    uneven = corrected(some, expected, model, rows, rows, day, strata=np.zeros(40_000))
-    assert abs(uneven.value - loss.mean()) > 0.015
-    assert abs(found.value - loss.mean()) < 0.7 * abs(uneven.value - loss.mean())
+    plain = float((expected.loss + np.nanmean(some - expected.loss)).mean())
+    assert abs(plain - loss.mean()) > 0.015
+    assert abs(found.value - loss.mean()) < 0.4 * abs(plain - loss.mean())
+    assert found.low <= loss.mean() <= found.high
     fair = np.where(np.random.default_rng(2).random(40_000) < 0.1, loss, np.nan)
     assert abs(selection(expected, fair, rows, rows)[0]) < 0.1
+
+
+@pytest.mark.parametrize("turn", [0.0, 1.0])
+def test_scores_that_no_label_speaks_of_are_only_bounded_where_labels_contradict_the_model(model, turn) -> None:
+    """Labels for scores from 0.4 up: below, the truth may be anything, unless the model has proven right above."""
+    day, columns, score, y, _ = world(12, 3_000, 8, turn=turn)
+    loss, rows = row_loss("binary", y, score), np.ones(3_000, dtype=bool)
+    expected = model.expect(score, columns)
+    assert (expected.least <= loss + 1e-12).all()
+    assert (loss <= expected.most + 1e-12).all()
+    some = np.where((score > 0.4) & (np.random.default_rng(1).random(3_000) < 0.5), loss, np.nan)
+    found = corrected(some, expected, model, rows, rows, day, strata=score)
+    assert found.low <= loss.mean() <= found.high
+    below = score < 0.4
+    if not turn:
+        assert found.beyond == 0
+        assert found.high - found.low < 0.1
+        return
+    assert found.beyond == pytest.approx(below.mean(), abs=0.03)
+    # As wide as what the rows below can lose, and hardly wider.
+    open_ = float((expected.most - expected.least)[below].sum()) / 3_000
+    assert open_ < found.high - found.low < open_ + 0.1
 
 
 def test_intervals_cover_and_the_flag_is_quiet_without_drift_and_loud_with_it() -> None:

@@ -165,3 +165,51 @@ def test_predictions_without_scores_and_empty_logs_are_no_crash(model) -> None:
         int((made["version"].eq("1") & made["time"].ge(pd.Timestamp("2024-03-08", tz="UTC"))).sum()),
     ]
     assert look(model, made.head(0), labels.head(0), {n: v[:0] for n, v in columns.items()}, 20).points == ()
+
+
+def test_realised_windows_teach_later_estimates_and_a_past_look_knows_only_what_it_could(model) -> None:
+    """Eight weeks whose concept is each its own; labels come after three days."""
+    rng = np.random.default_rng(5)
+    rows = 8_000
+    day = np.sort(rng.integers(0, 56, rows))
+    x = rng.normal(size=rows)
+    own = np.array([0.5, -0.5, 0.4, -0.6, 0.5, -0.4, 0.6, -0.5])[day // 7]
+    y = (rng.random(rows) < 1 / (1 + np.exp(-(x + own * np.sign(x))))).astype(float)
+    time = BASE + day * DAY + np.arange(rows) * np.timedelta64(1, "s")
+    stamps = pd.to_datetime(time).tz_localize("UTC")
+    made = pd.DataFrame(
+        {"id": [f"p{i}" for i in range(rows)], "time": stamps, "received_at": stamps, "version": "1"}
+    ).assign(**{"outputs.p": 1 / (1 + np.exp(-x))})
+    seen = stamps + pd.Timedelta(hours=72)
+    labels = pd.DataFrame({"id": made["id"], "value": y, "observed_at": seen, "received_at": seen})
+    columns = {"x": x, "kind": rng.choice(["a", "b"], rows)}
+
+    def at(weeks: float, windows: int, shown: int | None = None):
+        as_of = BASE + np.timedelta64(int(weeks * 7 * 24), "h")
+        edges = np.array([BASE + 7 * i * DAY for i in range(windows + 1)])
+        found = labelled(SPEC, made, labels, as_of)
+        return series(SPEC, found, columns, edges, as_of, {"1": model}, shown=shown)
+
+    late = at(20, 8).points
+    assert [p.learned is None for p in late] == [True] + [False] * 7  # the first is realised three days later
+    widths = [p.estimated.high - p.estimated.low for p in late]
+    assert min(widths[4:]) > 2 * widths[0]
+    gap = [abs(p.realised.value - p.estimated.value) for p in late]
+    assert all(g > (widths[0] / 2) for g in gap[:2])  # as it was, the interval did not hold
+    assert all(g < w / 2 for g, w in zip(gap[4:], widths[4:], strict=True))
+    # A look at the end of week six says what is said of that week ever after, whatever came since.
+    then = at(6, 6).points[-1]
+    assert then.stage == "corrected"
+    assert (then.estimated, then.learned, then.first) == (late[5].estimated, late[5].learned, late[5].first)
+    # Windows that are not told still teach.
+    assert at(20, 8, shown=2).points == late[-2:]
+
+
+def test_scores_left_out_by_the_choice_of_labels_are_told(model) -> None:
+    made, labels, columns = log()
+    chosen = labels[made["outputs.p"] > 0.4]
+    point = next(p for p in look(model, made, chosen, columns, 9).points if p.version == "1")
+    assert "labels_cover_part" in point.flags
+    assert point.covered.low == pytest.approx(0.4, abs=0.03)
+    assert point.covered.beyond == pytest.approx(0.33, abs=0.08)
+    assert not expected_harm(point, model).reliable
