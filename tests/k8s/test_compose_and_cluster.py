@@ -15,6 +15,7 @@ OTHER_COMMAND = {
     "deployments": "fills the work pool's template in first",
 }
 ONLY_THERE = {"grafana": "a profile of compose's", "simulator": "a profile of compose's"}
+ONLY_ON_A_CLUSTER = {"backup": "compose's is infra/compose/backup.sh, run by whom it pleases"}
 OTHER_ENVIRONMENT = {
     "OBJECTS": "shared by all on a cluster, where buckets have other names",
     "FLOW_CPU": "of the Jobs that the worker starts",
@@ -56,7 +57,7 @@ def names() -> list[str]:
 
 
 def test_both_have_the_same_services(compose, workloads):
-    assert set(compose["services"]) - set(ONLY_THERE) == set(workloads)
+    assert set(compose["services"]) - set(ONLY_THERE) == set(workloads) - set(ONLY_ON_A_CLUSTER)
     assert {name for name, one in compose["services"].items() if one.get("profiles")} == set(ONLY_THERE)
 
 

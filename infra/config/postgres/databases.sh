@@ -7,6 +7,12 @@ secret() { [ -s "/run/secrets/$1" ] || fail "the secret $1 is missing or empty. 
 
 PGPASSWORD=$(secret postgres_password)
 export PGUSER="${PGUSER:-postgres}" PGPASSWORD PGCONNECT_TIMEOUT=5
+# A server that is not there yet refuses nobody; a cluster starts this beside it, and tries it again ever more rarely.
+left=${DATABASES_WAIT:-120}
+until pg_isready -q -d postgres; do
+  [ "$left" -gt 0 ] || fail "PostgreSQL at $PGHOST does not answer. It may still be starting: look at its log."
+  left=$((left - 1)); sleep 1
+done
 psql -XAtqc 'SELECT 1' -d postgres > /dev/null || fail "PostgreSQL at $PGHOST refuses the superuser. If postgres_password \
 was changed after the volume was made, put the old one back, or change it there first with ALTER ROLE."
 for name; do

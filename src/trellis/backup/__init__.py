@@ -8,8 +8,9 @@ objects, which are written once and not changed. So every artifact that a saved 
 platform goes on working.
 """
 
+from trellis.backup.away import fetch, send
 from trellis.backup.manifest import BackupManifest, Part, verify
 from trellis.backup.restore import restore
 from trellis.backup.save import backup
 
-__all__ = ["BackupManifest", "Part", "backup", "restore", "verify"]
+__all__ = ["BackupManifest", "Part", "backup", "fetch", "restore", "send", "verify"]

@@ -49,35 +49,49 @@ def backup(
         typer.Option("--dump", metavar="NAME=FILE", help="A database already dumped by: pg_dump --format=custom."),
     ] = None,
     objects: Objects = None,
+    send_to: Annotated[
+        str | None,
+        typer.Option("--send", metavar="URL", help="Copy it, when it is whole, to s3://bucket/prefix, below its name."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Save the home, databases and object stores while they are in use; a killed backup leaves none."""
     from trellis.backup import backup as run
+    from trellis.backup import send
     from trellis.backup.save import Dump
 
     dumps = [Dump(name, Path(file)) for name, file in _pairs(dump, "--dump")]
     mine = [one for one in _databases(database) if one.name not in {made.name for made in dumps}]
     with _progress("saving", as_json) as tell:
         manifest = run(settings().home, destination, databases=[*dumps, *mine], stores=_stores(objects), tell=tell)
+    if send_to:
+        with _progress("sending", as_json) as tell:
+            send(destination, send_to, tell)
     _report(manifest, destination, "Saved to", as_json)
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(help="A finished backup.")],
+    source: Annotated[Path, typer.Argument(help="A finished backup; with --fetch, the directory to make of it.")],
     database: Databases = None,
     objects: Objects = None,
     databases_restored: Annotated[
         bool, typer.Option("--databases-restored", help="Leave the dumps alone: pg_restore has read them.")
     ] = False,
+    fetch_from: Annotated[
+        str | None, typer.Option("--fetch", metavar="URL", help="Bring it back first from where --send copied it to.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only read the backup and check every byte of it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup back into an empty home, empty databases and empty stores; anything else is refused."""
+    from trellis.backup import fetch, verify
     from trellis.backup import restore as run
-    from trellis.backup import verify
     from trellis.backup.online import refill
 
     config = settings()
+    if fetch_from:
+        with _progress("fetching", as_json) as tell:
+            fetch(source, fetch_from, tell)
     if check:
         with _progress("checking", as_json) as tell:
             manifest = verify(source, tell)

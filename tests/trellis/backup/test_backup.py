@@ -26,7 +26,7 @@ from trellis.adapters.database import engine
 from trellis.adapters.feature_store import FeatureStore
 from trellis.adapters.object_files import ObjectFiles
 from trellis.adapters.postgres_dump import PostgresDatabase
-from trellis.backup import BackupManifest, backup, restore, save, verify
+from trellis.backup import BackupManifest, backup, fetch, restore, save, send, verify
 from trellis.backup.online import refill
 from trellis.backup.save import Dump
 from trellis.cli import app
@@ -369,6 +369,53 @@ def test_the_verbs(home: Path, tmp_path: Path, monkeypatch):
         assert (home / "a/table.parquet").exists()
     finally:
         settings.settings.cache_clear()
+
+
+def test_a_backup_goes_to_a_store_of_objects_and_comes_back(home: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TRELLIS_HOME", str(home))
+    settings.settings.cache_clear()
+    run, away = CliRunner().invoke, (tmp_path / "bucket/backups").as_uri()
+    try:
+        assert run(app, ["backup", str(tmp_path / "monday"), "--send", away]).exit_code == 0
+        saved = tree(tmp_path / "monday")
+        assert tree(tmp_path / "bucket/backups/monday") == saved
+        again = run(app, ["restore", str(tmp_path / "monday"), "--fetch", away, "--check"])
+        assert "There is something already" in str(again.exception)
+        shutil.rmtree(tmp_path / "monday"), shutil.rmtree(home)
+        assert run(app, ["restore", str(tmp_path / "monday"), "--fetch", away]).exit_code == 0
+        assert tree(tmp_path / "monday") == saved
+        assert (home / "a/table.parquet").exists()
+    finally:
+        settings.settings.cache_clear()
+    with pytest.raises(BackupError, match=r"There is something already: databases|There is something already: home"):
+        send(tmp_path / "monday", away)
+
+
+def test_a_copy_that_was_cut_off_or_changed_is_none(home: Path, tmp_path: Path, monkeypatch):
+    away = (tmp_path / "bucket").as_uri()
+    backup(home, tmp_path / "monday")
+    put, sent = ObjectFiles.put, []
+
+    def breaks(store, key, path):
+        if len(sent) == 2:
+            raise StorageError("The store is away.")
+        sent.append(key)
+        put(store, key, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectFiles, "put", breaks)
+        with pytest.raises(StorageError, match="away"):
+            send(tmp_path / "monday", away)
+    assert len(tree(tmp_path / "bucket/monday")) == 2
+    with pytest.raises(BackupError, match="no finished backup of that name"):
+        fetch(tmp_path / "back/monday", away)
+    shutil.rmtree(tmp_path / "bucket/monday")
+    send(tmp_path / "monday", away)
+    damage = tmp_path / "bucket/monday/home/a/table.parquet"
+    damage.write_bytes(b"x" + damage.read_bytes()[1:])
+    with pytest.raises(BackupError, match=r"home/a/table\.parquet is not what was saved"):
+        fetch(tmp_path / "back/monday", away)
+    assert list((tmp_path / "back").iterdir()) == []
 
 
 def test_a_store_that_keeps_something_else_is_caught(tmp_path: Path, monkeypatch):

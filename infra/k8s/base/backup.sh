@@ -1,0 +1,36 @@
+#!/bin/sh
+# One backup of a platform on a cluster, in three steps, each in the image that can do it; /work is theirs alone.
+#   addresses  where the databases are, as PostgreSQL's programs read it: a password in an argument is everybody's
+#   dump       each database in one snapshot
+#   save       files and objects beside the dumps, to BACKUPS, the manifest last
+set -eu
+databases="trellis mlflow prefect"
+case $1 in
+  addresses)
+    umask 027
+    python - $databases > /work/services <<'END'
+import sys
+from sqlalchemy.engine import make_url
+files = {"trellis": "store_url", "mlflow": "mlflow_backend", "prefect": "prefect_backend"}
+for name in sys.argv[1:]:
+    url = make_url(open(f"/run/secrets/{files[name]}").read().strip())
+    keys = {"host": url.host, "port": url.port, "dbname": url.database, "user": url.username, "password": url.password}
+    keys |= {key: url.query[key] for key in ("sslmode", "sslrootcert") if key in url.query}
+    print(f"[{name}]", *(f"{key}={value}" for key, value in keys.items() if value is not None), sep="\n")
+END
+    ;;
+  dump)
+    umask 027
+    for name in $databases; do
+      PGSERVICEFILE=/work/services PGCONNECT_TIMEOUT=10 pg_dump --no-password --format=custom --no-owner --no-privileges \
+        --dbname "service=$name" --file "/work/$name.dump"
+      echo "backup: $name is dumped"
+    done
+    rm /work/services
+    ;;
+  save)
+    for name in $databases; do set -- "$@" --dump "$name=/work/$name.dump"; done
+    shift
+    trellis backup "/work/$(date -u +%Y-%m-%dT%H-%M-%SZ)" "$@" --objects "artifacts=$OBJECTS" --send "$BACKUPS"
+    ;;
+esac
