@@ -18,6 +18,7 @@ ONLY_THERE = {"grafana": "a profile of compose's", "simulator": "a profile of co
 ONLY_ON_A_CLUSTER = {"backup": "compose's is infra/compose/backup.sh, run by whom it pleases"}
 OTHER_ENVIRONMENT = {
     "OBJECTS": "shared by all on a cluster, where buckets have other names",
+    "BACKUPS": "of the backup of a cluster",
     "FLOW_CPU": "of the Jobs that the worker starts",
     "FLOW_IMAGE": "of the Jobs that the worker starts",
     "HEALTH": "read by compose's health checks",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# One backup of a platform on a cluster, in three steps, each in the image that can do it; /work is theirs alone.
+# One backup of a platform on a cluster, in three steps, each in the image that can do it; /backup is theirs alone.
 #   addresses  where the databases are, as PostgreSQL's programs read it: a password in an argument is everybody's
 #   dump       each database in one snapshot
 #   save       files and objects beside the dumps, to BACKUPS, the manifest last
@@ -8,7 +8,7 @@ databases="trellis mlflow prefect"
 case $1 in
   addresses)
     umask 027
-    python - $databases > /work/services <<'END'
+    python - $databases > /backup/services <<'END'
 import sys
 from sqlalchemy.engine import make_url
 files = {"trellis": "store_url", "mlflow": "mlflow_backend", "prefect": "prefect_backend"}
@@ -22,15 +22,16 @@ END
   dump)
     umask 027
     for name in $databases; do
-      PGSERVICEFILE=/work/services PGCONNECT_TIMEOUT=10 pg_dump --no-password --format=custom --no-owner --no-privileges \
-        --dbname "service=$name" --file "/work/$name.dump"
+      PGSERVICEFILE=/backup/services PGCONNECT_TIMEOUT=10 pg_dump --no-password --format=custom --no-owner --no-privileges \
+        --dbname "service=$name" --file "/backup/$name.dump"
       echo "backup: $name is dumped"
     done
-    rm /work/services
+    rm /backup/services
     ;;
   save)
-    for name in $databases; do set -- "$@" --dump "$name=/work/$name.dump"; done
+    for name in $databases; do set -- "$@" --dump "$name=/backup/$name.dump"; done
     shift
-    trellis backup "/work/$(date -u +%Y-%m-%dT%H-%M-%SZ)" "$@" --objects "artifacts=$OBJECTS" --send "$BACKUPS"
+    unset TRELLIS_ONLINE_STORE_FILE  # of Redis nothing is kept, and its password is not here
+    trellis backup "/backup/$(date -u +%Y-%m-%dT%H-%M-%SZ)" "$@" --objects "artifacts=$OBJECTS" --send "$BACKUPS"
     ;;
 esac
