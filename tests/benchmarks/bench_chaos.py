@@ -29,11 +29,11 @@ from chaos.swaps import swaps  # noqa: E402
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any], dict[str, Any]]] = {
     "failures": (failures, {}, {}),
     "swaps": (swaps, {"swaps": 12}, {"swaps": 100}),
-    "kills": (kills, {}, {"worker_kills": 60, "controller_kills": 120}),
+    "kills": (kills, {}, {"worker_kills": 100, "controller_kills": 120}),
     "kills_sync": (
         kills,
         {"flush_seconds": 0.0, "controller_kills": 0},
-        {"flush_seconds": 0.0, "worker_kills": 60, "controller_kills": 0},
+        {"flush_seconds": 0.0, "worker_kills": 100, "controller_kills": 0},
     ),
     "artifacts": (artifacts, {}, {"seconds": 15}),
     "plan_file": (plan_file, {}, {"seconds": 15}),

@@ -48,6 +48,9 @@ def kills(
                 if len(alive) > 1:  # of the last one the answers would only be missing, not lost
                     os.kill(draw.choice(alive), signal.SIGKILL)
                     moments.append(time.monotonic())
+                    if len(moments) % 10 == 0:
+                        told = f"{len(moments)} workers and {reaper.killed} controllers killed"
+                        print(f"{told} in {moments[-1] - began:.0f} s", file=sys.stderr, flush=True)
             reaper.join()
             back = time.monotonic()
             wait_for(lambda: len(service.answering()) == workers, "all workers to be back", 90)
