@@ -1,7 +1,8 @@
 """Embedded: a directory that scores by itself, with no Trellis, no server and no feature store.
 
-``model.onnx`` and ``manifest.json`` as they were sealed, ``schema.json`` with the declared fields, ``score.py``, which
-needs onnxruntime and numpy alone, and ``SHA256SUMS`` over them all.
+``model.onnx`` and ``manifest.json`` as they were sealed, ``schema.json`` with the declared fields, ``score_fields.py``,
+which turns a row into the graph's inputs, ``score.py``, which runs it and needs onnxruntime and numpy alone, and
+``SHA256SUMS`` over them all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from trellis.artifact import MANIFEST, ONNX_MODEL, Manifest
 from trellis.contract import Field, ModelSpec
 from trellis.errors import ArtifactError, StorageError
 
-_RUNNER = Path(__file__).with_name("score_lines.py")
+# As they are here, and as they are called there.
+_RUNNER = {"score_lines.py": "score.py", "score_fields.py": "score_fields.py"}
 
 
 def export_model(
@@ -64,7 +66,8 @@ def export_model(
             whole.mkdir()
             shutil.copyfile(artifact / ONNX_MODEL, whole / ONNX_MODEL)
             shutil.copyfile(artifact / MANIFEST, whole / MANIFEST)
-            shutil.copyfile(_RUNNER, whole / "score.py")
+            for ours, theirs in _RUNNER.items():
+                shutil.copyfile(Path(__file__).with_name(ours), whole / theirs)
             (whole / "schema.json").write_text(json.dumps(_schema(spec, version, manifest), indent=1) + "\n")
             sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(whole.iterdir())}
             (whole / "SHA256SUMS").write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))

@@ -18,7 +18,8 @@ def score(directory, lines, *arguments):
     """Run the exported runner where Trellis cannot be imported: no site packages of ours on the path, no cwd."""
     blocked = (
         "import sys, runpy; sys.modules['trellis'] = None; "
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        "sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-I", "-c", blocked, str(directory / "score.py"), *arguments]
     text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
@@ -37,7 +38,7 @@ def row(flights):
 
 
 def test_it_holds_what_it_needs_and_scores_without_trellis(exported, flights):
-    names = {"model.onnx", "manifest.json", "schema.json", "score.py", "SHA256SUMS"}
+    names = {"model.onnx", "manifest.json", "schema.json", "score.py", "score_fields.py", "SHA256SUMS"}
     assert {p.name for p in exported.iterdir()} == names
     assert [p.name for p in exported.parent.iterdir()] == ["out"]
     rows = [json_row(flights.plugin, flights.unseen.columns, i) for i in range(len(flights.unseen))]
