@@ -1,22 +1,21 @@
 """Play a quarter of a loop again and again, killed at random SQL statements until it is through; prints what it saw.
 
-Every turn's process is forked off one that has imported everything, and ends by ``os._exit``: nothing is flushed, no
-transaction ended, no lease given back. The world around the loop (candidates, versions, rollouts, decisions) is kept in
+The world around the loop (candidates, versions, rollouts, decisions) is kept in
 the same database, in tables that count how often an act was asked for and hold its effect once, as the real ones do.
 """
 
 import hashlib
 import json
-import os
 import random
 import sys
-import traceback
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
+from sql_kills import Kills
 from sqlalchemy.dialects import sqlite
 
 from trellis.adapters.database import Database, engine
@@ -37,7 +36,7 @@ from trellis.loop import (
     turn,
 )
 
-MODEL, KILLED, DAYS = "toy", 9, 90
+MODEL, DAYS = "toy", 90
 POLICY = RetrainPolicy(
     cooldown_days=6, budget_per_month=4, min_new_labels=1, max_attempts=1_000_000, max_failures=3, breaker_days=20
 )
@@ -140,38 +139,6 @@ def written(url):
     return moves, acts, decisions
 
 
-def killed_process(url, seed, left, place):
-    """Play in a process that is killed after ``left`` events, and return how it ended."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    def maybe(moment):
-        def event(*args):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                text = " ".join(str(args[2]).split()[:3]) if len(args) > 2 else ""
-                os.write(place, f"{moment} {text}\n".encode())
-                os._exit(KILLED)
-
-        return event
-
-    status = 1
-    try:
-        made = engine(url)
-        # A kill that takes the machine's power with it is not what is tested, and waiting for the disk is long.
-        sa.event.listen(made, "connect", lambda connection, _record: connection.execute("PRAGMA synchronous=OFF"))
-        for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
-            sa.event.listen(made, moment, maybe(moment))
-        play(url, seed)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 def audit(moves):
     """Return what is wrong with a loop's way: a step that is stuck, doubled or lost."""
     wrong, ways = [], {}
@@ -198,32 +165,21 @@ def audit(moves):
 def main():
     """Kill until there were enough, and through to the end of the last quarter."""
     home, wanted, seeds = sys.argv[1], int(sys.argv[2]), 0
-    draw = random.Random(20130701)
-    kills, wrong, differ, places, ends = 0, [], 0, Counter(), Counter()
-    reading, writing = os.pipe()
-    while kills < wanted:
+    draw, kills = random.Random(20130701), Kills()
+    wrong, differ, ends = [], 0, Counter()
+    while kills.count < wanted:
         url, calm = f"sqlite:///{home}/{seeds}.db", f"sqlite:///{home}/calm-{seeds}.db"
-        if killed_process(calm, seeds, 10**9, writing):
-            sys.exit("the undisturbed quarter failed")
-        status = KILLED
-        while status == KILLED:
-            # Most kills come early, some late: every stage of every cycle has its turn.
-            status = killed_process(url, seeds, draw.randrange(40 if draw.random() < 0.5 else 600), writing)
-            if status == KILLED:
-                kills += 1
-                places[os.read(reading, 1_000).decode().strip()] += 1
-            elif status:
-                sys.exit(f"a turn failed with status {status}")
+        quarter = partial(play, seed=seeds)
+        kills.undisturbed(calm, quarter, synced=False)
+        # Most kills come early, some late: every stage of every cycle has its turn.
+        kills.through(url, quarter, lambda: draw.randrange(40 if draw.random() < 0.5 else 600), synced=False)
         left, undisturbed = written(url), written(calm)
         differ += left != undisturbed
         wrong += audit(left[0])
         ends.update(json.loads(m)[0]["cycle"]["outcome"] for m in left[0] if json.loads(m)[0]["stage"] == "watching")
         seeds += 1
-    print(
-        json.dumps(
-            {"kills": kills, "quarters": seeds, "differ": differ, "wrong": wrong, "places": places, "ends": ends}
-        )
-    )
+    told = {"kills": kills.count, "quarters": seeds, "differ": differ, "wrong": wrong, "places": kills.places}
+    print(json.dumps(told | {"ends": ends}))
 
 
 if __name__ == "__main__":

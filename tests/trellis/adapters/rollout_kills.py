@@ -1,21 +1,15 @@
 """Play one rollout again and again, killed at random SQL statements until it gets through; prints what was seen.
 
 Each rollout has a database of its own: a file below ``sqlite:///…``, or one that is made on a PostgreSQL server.
-
-Every controller is a process of its own, forked off one that has imported everything, and ends by ``os._exit``: nothing
-is flushed, no transaction ended, no lease given back.
 """
 
 import json
-import os
 import random
 import sys
-import traceback
-from collections import Counter
 
 import sqlalchemy as sa
+from sql_kills import Kills
 
-from trellis.adapters.database import engine
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict, dumps
@@ -26,7 +20,6 @@ READY = Verdict("HOLD", "go on", (Check("ready_to_step", True, "ready"),))
 STORY = (
     (None, 1), (None, 2), (READY, 3), (Verdict("HOLD", "wait"), 4), (READY, 5), (Verdict("PROMOTE", "as good"), 6),
 )  # fmt: skip
-KILLED = 9
 
 
 def play(url):
@@ -53,37 +46,6 @@ def written(url):
     return dumps([plans, moves, controller.plans.current("toy"), controller.store.current("toy")])
 
 
-def controller_process(url, draw, place):
-    """Run one controller that is killed after a random number of events, and return how it ended."""
-    left = draw.randrange(90)
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    def maybe(moment):
-        def event(*args):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                text = " ".join(str(args[2]).split()[:3]) if len(args) > 2 else ""
-                os.write(place, f"{moment} {text}\n".encode())
-                os._exit(KILLED)
-
-        return event
-
-    status = 1
-    try:
-        made = engine(url)
-        for moment in ("before_cursor_execute", "after_cursor_execute", "commit"):
-            sa.event.listen(made, moment, maybe(moment))
-        play(url)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
 def fresh(place, name):
     if place.startswith("sqlite"):
         return f"{place}/{name}.db"
@@ -97,37 +59,17 @@ def fresh(place, name):
 def main():
     """Kill until there were enough, and through to the end of the last rollout."""
     place, wanted = sys.argv[1], int(sys.argv[2])
-    draw = random.Random(20130701)
+    draw, kills = random.Random(20130701), Kills()
     undisturbed = fresh(place, "undisturbed")
-    if os.fork() == 0:
-        play(undisturbed)
-        os._exit(0)
-    os.wait()
-    kills, rollouts, ends, places = 0, 0, set(), Counter()
-    reading, writing = os.pipe()
-    while kills < wanted:
+    kills.undisturbed(undisturbed, play)
+    rollouts, ends = 0, set()
+    while kills.count < wanted:
         url = fresh(place, f"kills{rollouts}")
         rollouts += 1
-        status = KILLED
-        while status == KILLED:
-            status = controller_process(url, draw, writing)
-            if status == KILLED:
-                kills += 1
-                places[os.read(reading, 1_000).decode().strip()] += 1
-            elif status:
-                sys.exit(f"a controller failed with status {status}")
+        kills.through(url, play, lambda: draw.randrange(90))
         ends.add(written(url))
-    print(
-        json.dumps(
-            {
-                "kills": kills,
-                "rollouts": rollouts,
-                "places": places,
-                "ends": sorted(ends),
-                "undisturbed": written(undisturbed),
-            }
-        )
-    )
+    told = {"kills": kills.count, "rollouts": rollouts, "places": kills.places, "ends": sorted(ends)}
+    print(json.dumps(told | {"undisturbed": written(undisturbed)}))
 
 
 if __name__ == "__main__":
