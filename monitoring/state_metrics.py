@@ -20,7 +20,7 @@ from trellis.adapters.decision_store import DecisionStore
 from trellis.adapters.plan_store import PlanStore
 from trellis.adapters.rollout_store import RolloutStore
 from trellis.errors import StorageError
-from trellis.rollout.state import Stage
+from trellis.rollout.document import Stage
 
 logger = logging.getLogger(__name__)
 

@@ -103,13 +103,14 @@ def shadow_inputs(
     labels: pd.DataFrame,
     now: datetime,
 ) -> ShadowInputs:
-    """Return a shadow's evidence: labelled predictions that it and the primary have scored."""
+    """Return a shadow's evidence: labelled predictions that it has scored and the champion answered."""
     since = 0
     for change in reversed(history):
         if version not in {s.version for s in change.plan.shadows}:
             break
         since = change.plan.revision
-    rows = shadows[(shadows["version"] == version) & (shadows["revision"] >= since)].reset_index(drop=True)
+    ours = (shadows["version"] == version) & (shadows["primary_version"] == history[-1].plan.champion.version)
+    rows = shadows[ours & (shadows["revision"] >= since)].reset_index(drop=True)
     if len(rows):
         rows = rows[moments(rows["time"]) <= _plain(now)].reset_index(drop=True)
     if not len(rows):
@@ -120,12 +121,13 @@ def shadow_inputs(
     days = _days(moments(rows["time"]), now)
     if not len(pairs):
         return ShadowInputs(len(rows), len(rows), 0, 0.0, 0.0, days)
-    ours = labelled(spec, pairs, labels, _plain(now))
+    mine = labelled(spec, pairs, labels, _plain(now))
     theirs = labelled(spec, pairs.assign(**{name: pairs[primary]}), labels, _plain(now))
-    told = ours.told & theirs.told
-    gap = ours.loss[told] - theirs.loss[told]
+    told = mine.told & theirs.told
+    gap = mine.loss[told] - theirs.loss[told]
+    bound = float(np.abs(gap).max(initial=0.0)) if spec.task == "regression" else 1.0
     return ShadowInputs(
-        len(rows), int((~scored).sum()), int(told.sum()), float(gap.sum()), float((gap * gap).sum()), days
+        len(rows), int((~scored).sum()), int(told.sum()), float(gap.sum()), float((gap * gap).sum()), days, bound
     )
 
 

@@ -36,6 +36,7 @@ from trellis.rollout import (
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.latency import latencies_of
+from trellis.rollout.pairs import Pairs
 from trellis.rollout.shadowing import decide_shadow
 from trellis.rollout.verdict import decide
 from trellis.settings import settings
@@ -100,7 +101,7 @@ def weigh_canary(model: str, now: str) -> Decision | None:
         inputs = ab_inputs(spec, arms, predictions, labels, until)
         kind, verdict = "ab", decide_ab(inputs, spec.rollout)
     else:
-        inputs = _inputs(spec, trial, predictions, labels, until)
+        inputs = replace(_inputs(spec, trial, predictions, labels, until), pairs=_pairs(spec, trial, labels, until))
         kind, verdict = "canary", decide(inputs, spec.rollout)
     decision = decision_of(
         kind,
@@ -301,6 +302,16 @@ def _inputs(
         expected_error=error,
         latencies=latencies,
     )
+
+
+def _pairs(spec: ModelSpec, trial: Trial, labels: pd.DataFrame, now: datetime) -> Pairs | None:
+    """Return what the canary scored of the champion's rows since its shadow began, or None where it has none."""
+    canary = trial.plan.canary
+    if canary is None or canary.version not in {s.version for s in trial.plan.shadows}:
+        return None
+    shadows = read_shadows(settings().directory(), spec.name)
+    found = shadow_inputs(spec, canary.version, plans().history(spec.name), shadows, labels, now)
+    return Pairs(found.rows, found.difference, found.square, found.bound)
 
 
 def _expectation(trial: Trial) -> tuple[float | None, float]:

@@ -19,8 +19,8 @@ from trellis.adapters.rollout_store import RolloutStore
 from trellis.decision import Decision, Verdict
 from trellis.errors import RegistryError
 from trellis.loop.state import Loop
+from trellis.rollout.document import Rollout, Transition
 from trellis.rollout.plan import RolloutPlan
-from trellis.rollout.state import Rollout, Transition
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from services.console.plots import Chart, colours_of, newest_figures, performanc
 from services.console.reading import ModelState
 from services.console.upcoming import Upcoming, upcoming
 from trellis.adapters.look_store import ColumnDrift, Figure, LabelState, Look
-from trellis.rollout.state import Rollout
+from trellis.rollout.document import Rollout
 
 _FEW_LABELS = 30  # below, a mean loss says little and is shown last
 

@@ -83,7 +83,7 @@ class Shadows:
         """Take what is sampled of the answered records; never waits."""
         for shadow in plan.shadows:
             for record in records:
-                if not is_sampled(plan, shadow, record["id"]):
+                if record["version"] == shadow.version or not is_sampled(plan, shadow, record["id"]):
                     continue
                 if len(self._queue) >= self._most or self._stop.is_set():
                     self._count(plan.model, shadow, "dropped", 1)

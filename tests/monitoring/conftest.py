@@ -205,8 +205,9 @@ class ConsoleWorld:
 
     def _try_version_two(self) -> None:
         from trellis.decision import decision_of
+        from trellis.rollout.asked import plan_for
         from trellis.rollout.guards import Exposure
-        from trellis.rollout.state import begin, plan_for
+        from trellis.rollout.state import begin
         from trellis.rollout.stream import LossStream
         from trellis.rollout.verdict import CanaryInputs, decide
 

@@ -132,6 +132,10 @@ def test_a_shadow_then_a_canary_then_a_champion(world, traffic):
     assert moves == [("shadow", 0), ("shadow", 0), ("trial", 0), ("trial", 1), ("champion", 1)]
     decided = controller().store.history(MODEL)[-1]
     assert decided.decision.startswith("canary-")
+    # The canary stays in its own shadow: the rows that the champion answered are pairs, from the first day on.
+    pairs = [d.inputs["inputs"]["pairs"]["rows"] for d in decisions().list(MODEL) if d.kind == "canary"]
+    assert pairs == sorted(pairs)
+    assert pairs[0] > 600
     # A look taken again changes nothing.
     before = controller().plans.history(MODEL)
     assert look(19.9)[1] == plan

@@ -90,6 +90,12 @@ def test_a_shadow_scores_its_sample_and_is_logged_beside_the_primary(world, row,
     assert (frame["time"] == logged.loc[frame.index, "time"]).all()
 
 
+def test_a_canary_in_its_own_shadow_scores_only_what_others_answered(world, beside):
+    shadows, two = beside(most=0), world.artifact("2")  # whatever would be scored is dropped, and counted
+    shadows.offer(plan_of(shadow(two)), [{"id": "a", "version": "1"}, {"id": "b", "version": "2"}])
+    assert outcome(world, "2", "dropped") == 1
+
+
 @pytest.mark.parametrize(("fault", "counted"), [("hangs", "lost"), ("dies", "lost"), ("raises", "failed")])
 def test_a_shadow_that_breaks_changes_nothing_for_the_primary_or_for_another_shadow(world, row, beside, fault, counted):
     shadows = beside(seconds=1.0, rest=600.0)

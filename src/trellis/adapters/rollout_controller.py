@@ -12,19 +12,10 @@ from trellis.adapters.rollout_store import RolloutStore
 from trellis.contract import RolloutPolicy
 from trellis.decision import Verdict
 from trellis.errors import ExpiredRolloutError, RolloutBusyError, RolloutError, StaleRevisionError
+from trellis.rollout.asked import follows, plan_for
+from trellis.rollout.document import Rollout
 from trellis.rollout.plan import RolloutPlan, Variant, previous_champion
-from trellis.rollout.state import (
-    Rollout,
-    adopt,
-    begin,
-    ended_by_hand,
-    follows,
-    next_state,
-    paused,
-    plan_for,
-    promoted_by_hand,
-    resumed,
-)
+from trellis.rollout.state import adopt, begin, ended_by_hand, next_state, paused, promoted_by_hand, resumed
 
 
 class RolloutController:

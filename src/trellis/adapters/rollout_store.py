@@ -20,8 +20,8 @@ from trellis.adapters.leases import Lease, Leases, lease_table
 from trellis.adapters.plan_store import PlanStore
 from trellis.decision import dumps
 from trellis.errors import StaleRevisionError
+from trellis.rollout.document import Rollout, Transition
 from trellis.rollout.plan import RolloutPlan
-from trellis.rollout.state import Rollout, Transition
 
 _metadata = sa.MetaData()
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
+from trellis.rollout.pairs import Pairs
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import SHADOW
+from trellis.rollout.verdict import SHADOW_FAILS, pairs_alpha
 
 # A shadow that fails on more requests than this, beyond doubt, would be replaced by the champion on these.
 WORST_FAILURES = 0.01
@@ -25,6 +26,7 @@ class ShadowInputs:
         difference: Sum over these of the shadow's loss less the primary's.
         square: Sum of the squares of these differences.
         days: Event time since the stage began, in days.
+        bound: How large a difference can be, see ``Pairs``.
     """
 
     sampled: int
@@ -33,20 +35,21 @@ class ShadowInputs:
     difference: float
     square: float
     days: float
+    bound: float = 1.0
 
 
 def decide_shadow(inputs: ShadowInputs, policy: RolloutPolicy) -> Verdict:
     """Say whether a shadow goes on.
 
     Both have scored the same rows, so the mean of the paired differences tells far more than a split of as many rows.
-    Its bounds are those of ``LossStream.bounds``, with one row's information each; they hold at every look. The alpha
-    spent here is taken from the canary's, see ``verdict.SHADOW``.
+    Its bounds (``Pairs.bounds``) hold at every look, of this stage and of a canary's trial together: what is spent here
+    is taken from the trial's alpha, see ``verdict.pairs_alpha``.
 
     ROLL_BACK if the shadow fails on too many requests, or its loss is higher, beyond doubt and by more than the margin.
     HOLD below ``min_labels``. PROMOTE, to the next stage and not to champion, if the estimate is within the margin;
     that is prudence and no test, for the canary's verdict follows. Else HOLD.
     """
-    alpha = policy.alpha * SHADOW / 2
+    alpha = policy.alpha * SHADOW_FAILS
     share = inputs.failed / inputs.sampled if inputs.sampled else 0.0
     smoothed = (inputs.failed + 1) / (inputs.sampled + 2)
     fails = share - reach(inputs.sampled, smoothed * (1 - smoothed), alpha) if inputs.sampled else -math.inf
@@ -63,9 +66,8 @@ def decide_shadow(inputs: ShadowInputs, policy: RolloutPolicy) -> Verdict:
         few = f"{inputs.rows} labelled pairs; {policy.min_labels} are needed."
         labels = Check("labels", None, few, float(inputs.rows), float(policy.min_labels))
         return Verdict("HOLD", few, (labels, scored), {"labels": float(max(policy.min_labels, 2) - inputs.rows)})
-    mean = inputs.difference / inputs.rows
-    variance = max(inputs.square / inputs.rows - mean**2, 0.0)
-    lower = mean - reach(inputs.rows, variance, alpha)
+    pairs = Pairs(inputs.rows, inputs.difference, inputs.square, inputs.bound)
+    mean, (lower, _) = pairs.mean, pairs.bounds(pairs_alpha(policy))
     harmful = lower > 0 and mean > policy.margin
     text = (
         f"Mean loss of the shadow less the primary's {mean:+.4f} on the same {inputs.rows} rows (lower bound "

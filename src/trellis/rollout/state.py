@@ -1,8 +1,8 @@
 """The rollout as a state machine: what may follow what, as pure functions.
 
 A rollout is a small document beside the plan. ``next_state`` says what follows from a verdict at a moment, the verbs
-(``aborted``, ``paused``, …) what follows from an operator's word, and ``plan_for`` which plan a state asks for. The
-controller writes state and plan in one transaction, so after a kill at any point both are there, or neither.
+(``ended_by_hand``, ``paused``, …) what follows from an operator's word, and ``asked.plan_for`` which plan a state asks
+for. The controller writes state and plan in one transaction, so after a kill at any point both are there, or neither.
 
 ::
 
@@ -14,101 +14,19 @@ controller writes state and plan in one transaction, so after a kill at any poin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from trellis.contract import RolloutPolicy, Strategy
 from trellis.decision import Verdict
 from trellis.errors import ClockError, ExpiredRolloutError, InvalidPlanError, RolloutError
-from trellis.rollout.plan import RolloutPlan, Shadow, Variant, with_canaries, with_standby
+from trellis.rollout.asked import shares
+from trellis.rollout.document import Move, Rollout, Stage
+from trellis.rollout.plan import RolloutPlan, Variant
 
-Stage = Literal["shadow", "warm", "trial", "window", "champion", "rolled_back", "aborted", "superseded"]
-FINAL: frozenset[str] = frozenset({"champion", "rolled_back", "aborted", "superseded"})
 # Moves of a bandit's weights below this are not worth a revision of the plan.
 _LEAST_MOVE = 0.005
-# Of a rollout that went into the shadow under a policy which has no shadow any more.
-_SHADOW_RATE = 0.1
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Where one rollout stands.
-
-    Attributes:
-        id: Unique name, ``<model>-<versions>-<base revision>``.
-        model: The model.
-        strategy: How the candidates take over, see ``RolloutPolicy``.
-        champion: Who answered when it began, and will again if it fails.
-        candidates: The versions on trial, in their order.
-        salt: Key of the assignment while the rollout lasts.
-        stage: See the module's picture.
-        step: Index into the policy's steps (canary).
-        weights: Shares of the candidates (bandit); empty before the first.
-        paused: Nothing moves by itself, and the split stays as it is.
-        winner: The version that took over; empty while open.
-        gate: Id of the gate's decision that let the candidate in; empty if unknown.
-        number: Transitions so far; grows by one with each, the store compares and sets it.
-        started_at: Event time of the first look, RFC 3339; empty before it.
-        entered_at: Event time at which the stage was entered; empty before the first look.
-        moved_at: Event time of the last move that a look made; empty where none did.
-    """
-
-    id: str
-    model: str
-    strategy: Strategy
-    champion: Variant
-    candidates: tuple[Variant, ...]
-    salt: str
-    stage: Stage
-    step: int = 0
-    weights: tuple[float, ...] = ()
-    paused: bool = False
-    winner: str = ""
-    gate: str = ""
-    number: int = 0
-    started_at: str = ""
-    entered_at: str = ""
-    moved_at: str = ""
-
-    @property
-    def final(self) -> bool:
-        """Whether it is over."""
-        return self.stage in FINAL
-
-    @property
-    def newcomer(self) -> Variant:
-        """The candidate that won, or the first of them."""
-        return next((c for c in self.candidates if c.version == self.winner), self.candidates[0])
-
-
-@dataclass(frozen=True)
-class Move:
-    """What follows, and why in one sentence; the state is the same object where nothing does."""
-
-    state: Rollout
-    why: str
-
-
-@dataclass(frozen=True)
-class Transition:
-    """One entry of a rollout's history.
-
-    Attributes:
-        state: The rollout after it.
-        at: Wall clock at which it was written, RFC 3339 in UTC.
-        who: ``platform`` or an operator's name.
-        why: The reason in one sentence.
-        decision: Id of the decision that it follows; empty for an operator's word.
-        revision: Revision of the plan that was written with it, or that was current.
-    """
-
-    state: Rollout
-    at: str
-    who: str
-    why: str
-    decision: str
-    revision: int
 
 
 def begin(plan: RolloutPlan, candidates: Sequence[Variant], policy: RolloutPolicy, *, gate: str = "") -> Rollout:
@@ -215,56 +133,6 @@ def _next(state: Rollout, verdict: Verdict | None, policy: RolloutPolicy, now: s
     if waited < timedelta(days=policy.rollback_days):
         return Move(seen, f"{_days(waited)} of {policy.rollback_days:g} days of the rollback window have passed.")
     return Move(_ended(seen, "champion", now), f"{policy.rollback_days:g} days without a rollback.")
-
-
-def plan_for(state: Rollout, plan: RolloutPlan, policy: RolloutPolicy) -> RolloutPlan:
-    """Return the plan that a state asks for, on top of what else ``plan`` says.
-
-    Raises:
-        InvalidPlanError: The shares make no sense.
-    """
-    ours = {c.version for c in state.candidates}
-    others = tuple(s for s in plan.shadows if s.version not in ours)
-    old = replace(state.champion, role="champion", weight=1.0)
-    base = replace(plan, salt=state.salt, variants=(old,), shadows=others)
-    if state.stage == "shadow":
-        watched = (
-            Shadow(c.version, policy.shadow_rate or _SHADOW_RATE, c.location, c.digest) for c in state.candidates
-        )
-        return replace(base, shadows=(*others, *watched))
-    if state.stage == "warm":
-        return with_standby(base, state.newcomer)
-    if state.stage == "trial":
-        return with_canaries(base, list(zip(state.candidates, shares(state, policy), strict=True)))
-    if state.stage in ("window", "champion"):
-        taken = replace(base, variants=(replace(state.newcomer, role="champion", weight=1.0),))
-        return with_standby(taken, old) if state.stage == "window" else taken
-    return base
-
-
-def follows(state: Rollout, plan: RolloutPlan, policy: RolloutPolicy) -> bool:
-    """Return whether ``plan`` still is of this rollout: the same versions in the same roles, whatever their shares."""
-    if state.final:
-        return False
-    asked = plan_for(state, plan, policy)
-    ours = {c.version for c in state.candidates}
-
-    def told(p: RolloutPlan) -> set[tuple[str, str]]:
-        return {(v.version, v.role) for v in p.variants} | {
-            (s.version, "shadow") for s in p.shadows if s.version in ours
-        }
-
-    return told(asked) == told(plan)
-
-
-def shares(state: Rollout, policy: RolloutPolicy) -> tuple[float, ...]:
-    """Return the candidates' shares of traffic in a trial."""
-    arms = len(state.candidates)
-    if state.strategy == "canary":
-        return (policy.steps[min(state.step, len(policy.steps) - 1)],)
-    if state.strategy == "bandit":
-        return state.weights or (1 / (arms + 1),) * arms
-    return (policy.steps[-1] / arms,) * arms
 
 
 def promoted_by_hand(state: Rollout, version: str, now: str) -> Rollout:

@@ -9,13 +9,15 @@ from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.rollout.guards import Exposure, log_evidence_split, log_evidence_worse
 from trellis.rollout.latency import Latencies, lower_bound, quantile, upper_bound
+from trellis.rollout.pairs import Pairs
 from trellis.rollout.stream import LossStream, information_for, reach
 
 # How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
 # for any one truth only one of the two would be wrong.
 QUALITY, ERRORS, SLOW, SPLIT, LABEL_SPLIT = 0.8, 0.05, 0.05, 0.05, 0.05
-# What a shadow stage, where there is one, takes of quality's part.
-SHADOW = 0.1
+# What a shadow, where there is one, takes of quality's part: for failing, and for its losses on the same rows. A canary
+# stays in its own shadow, so its pairs are one stream from the first day on; for the others they end with the stage.
+SHADOW_FAILS, SHADOW_LOSS, PAIRS = 0.05, 0.05, 0.35
 # Increases of a rate below these are not worth a rollback even where they are certain. One in twenty slow is what a
 # limit on the 95th percentile allows.
 WORST_ERRORS, WORST_SLOW = 0.001, 0.05
@@ -34,6 +36,8 @@ class CanaryInputs:
         expected_difference: The canary's mean loss less the champion's as the gate saw it; None if it saw no champion.
         expected_error: Its standard error.
         latencies: Of the requests in ``exposures``; None where the policy does not ask for them.
+        pairs: Labelled rows that the champion answered and the canary scored as well, since its shadow began; None
+            where the policy has no shadow.
     """
 
     stream: LossStream
@@ -43,11 +47,19 @@ class CanaryInputs:
     expected_difference: float | None = None
     expected_error: float = 0.0
     latencies: Latencies | None = None
+    pairs: Pairs | None = None
 
 
 def quality_alpha(policy: RolloutPolicy) -> float:
-    """Return what the live losses may spend of the policy's alpha."""
-    return policy.alpha * (QUALITY - (SHADOW if policy.shadow_rate > 0 else 0.0))
+    """Return what the losses of the split may spend of the policy's alpha."""
+    if policy.shadow_rate == 0:
+        return policy.alpha * QUALITY
+    return policy.alpha * (QUALITY - SHADOW_FAILS) - pairs_alpha(policy)
+
+
+def pairs_alpha(policy: RolloutPolicy) -> float:
+    """Return what the losses on the same rows may spend of the policy's alpha, over shadow stage and trial."""
+    return policy.alpha * (PAIRS if policy.strategy == "canary" else SHADOW_LOSS)
 
 
 def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
@@ -63,12 +75,14 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     exceeds the margin. Waiting for the lower bound to pass the margin itself would let a canary half as bad again as
     allowed answer for weeks. One that is worse by less than the margin may thus be rolled back, which errs on the
     champion's side; one that is no worse is rolled back with probability at most ``alpha``.
+    The same is asked of the rows that both have scored, where there are ``min_labels`` of them, and either is enough;
+    they are there before the split has its labels, and tell far smaller differences.
     ROLL_BACK if it breaks the gate's promise: the lower bound lies above the offline difference by more than the margin
     and two of its standard errors. That is what a feature that knew the future, or that serving computes otherwise,
     looks like; a season that hits both variants cancels out.
-    PROMOTE if the upper bound of the difference is below the margin, the estimate keeps the gate's promise, and no
-    guard is in doubt: evidence of failing or slow requests that leans towards harm, by more than a trifle, is waited
-    out.
+    PROMOTE if the upper bound of the difference, by the split or by the pairs, is below the margin, the split's
+    estimate keeps the gate's promise, and no guard is in doubt: evidence of failing or slow requests that leans towards
+    harm, by more than a trifle, is waited out.
     INCONCLUSIVE after ``max_days``. Else HOLD, with what is missing.
 
     The chance that a verdict is ever wrong, over all looks and steps, is at most ``policy.alpha`` (asymptotically for
@@ -87,8 +101,8 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     tripwires = (_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), *_latency(inputs, policy))
     guards = (*tripwires, split)
     labels, quality, promise = _labels(inputs, policy), _quality(inputs, policy), _promise(inputs, policy)
-    labelled = _label_split(inputs, policy)
-    checks = (*guards, labels, labelled, *quality, *promise)
+    labelled, paired = _label_split(inputs, policy), _paired(inputs, policy)
+    checks = (*guards, labels, labelled, *quality, *promise, *paired)
     late = Check(
         "time",
         None if inputs.days < policy.max_days else False,
@@ -106,21 +120,22 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
         return say("ROLL_BACK", *tripped)
     if split.passed is False:
         return say("INCONCLUSIVE", split)
-    if labels.passed:
-        if labelled.passed is False:
-            return say("INCONCLUSIVE", labelled)
-        harm = [c for c in (*quality, *promise) if c.passed is False]
-        if harm:
-            return say("ROLL_BACK", *harm)
-        if quality[1].passed and all(c.passed for c in (*promise, *tripwires)):
-            return say("PROMOTE", quality[1])
+    if labels.passed and labelled.passed is False:
+        return say("INCONCLUSIVE", labelled)
+    told = (*quality, *promise, *paired) if labels.passed else paired
+    harm = [c for c in told if c.passed is False]
+    if harm:
+        return say("ROLL_BACK", *harm)
+    fine = [c for c in (quality[1], *paired[1:]) if c.passed]
+    if labels.passed and fine and all(c.passed for c in (*promise, *tripwires)):
+        return say("PROMOTE", *fine)
     if late.passed is False:
         return say("INCONCLUSIVE", late, quality[1])
     needs = _needs(inputs, policy)
-    told = labels if labels.passed is None else quality[1]
-    if labels.passed and quality[1].passed:
-        told = next(c for c in (*promise, *tripwires) if c.passed is None)
-    return say("HOLD", told, needs=needs)
+    missing = labels if labels.passed is None else quality[1]
+    if labels.passed and fine:
+        missing = next(c for c in (*promise, *tripwires) if c.passed is None)
+    return say("HOLD", missing, needs=needs)
 
 
 def ready_to_step(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
@@ -240,6 +255,26 @@ def _quality(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, Check]
     return (
         Check("no_harm", False if bad else no_harm, f"{harm}margin {margin:g}.", lower, 0.0),
         Check("non_inferiority", True if upper < margin else None, fine, upper, margin),
+    )
+
+
+def _paired(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
+    """Return the checks for harm and for non-inferiority on the rows that both have scored."""
+    pairs, margin = inputs.pairs, policy.margin
+    if pairs is None or pairs.rows < policy.min_labels:
+        return ()
+    lower, upper = pairs.bounds(pairs_alpha(policy))
+    text = f"Mean loss of the canary less the champion's {pairs.mean:+.4f} on the same {pairs.rows} rows"
+    bad = lower > 0 and pairs.mean > margin
+    harm = (
+        f"{text}: lower bound {lower:+.4f} {'>' if lower > 0 else '<='} 0, estimate "
+        f"{'>' if pairs.mean > margin else '<='} margin {margin:g}."
+    )
+    fine = f"{text}: upper bound {upper:+.4f} {'<' if upper < margin else '>='} margin {margin:g}."
+    good = True if upper < margin else None
+    return (
+        Check("paired_no_harm", False if bad else good, harm, lower, 0.0),
+        Check("paired_non_inferiority", good, fine, upper, margin),
     )
 
 

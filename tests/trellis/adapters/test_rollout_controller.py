@@ -26,8 +26,9 @@ from trellis.errors import (
     StaleRevisionError,
     StorageError,
 )
+from trellis.rollout.asked import plan_for
 from trellis.rollout.plan import Variant, first_plan, with_canary, without_canary
-from trellis.rollout.state import next_state, plan_for
+from trellis.rollout.state import next_state
 
 POLICY = RolloutPolicy(steps=(0.1, 0.5), shadow_rate=0.2)
 READY = Verdict("HOLD", "go on", (Check("ready_to_step", True, "ready"),))

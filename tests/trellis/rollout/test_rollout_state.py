@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.errors import ClockError, ContractError, ExpiredRolloutError, InvalidPlanError, RolloutError
+from trellis.rollout.asked import follows, plan_for
+from trellis.rollout.document import FINAL
 from trellis.rollout.plan import Shadow, Variant, first_plan, with_canary
-from trellis.rollout.state import (
-    FINAL,
-    adopt,
-    begin,
-    ended_by_hand,
-    follows,
-    next_state,
-    paused,
-    plan_for,
-    promoted_by_hand,
-    resumed,
-)
+from trellis.rollout.state import adopt, begin, ended_by_hand, next_state, paused, promoted_by_hand, resumed
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
 STRATEGIES = ("canary", "blue_green", "ab", "bandit")
@@ -119,7 +110,9 @@ def test_a_canary_climbs_its_steps_and_takes_over():
     assert state.stage == "shadow"  # two days in the shadow were declared
     state = next_state(state, verdict("PROMOTE"), policy, at(2)).state
     plan = plan_for(state, PLAN, policy)
-    assert (plan.canary.weight, plan.shadows) == (0.1, ())
+    assert (plan.canary.weight, plan.shadows) == (0.1, (Shadow("2", 0.2, "/a/2", "d2"),)), "pairs go on coming in"
+    assert follows(state, plan, policy)
+    assert follows(state, replace(plan, shadows=()), policy), "a plan by hand need not have them"
     assert next_state(state, verdict("HOLD"), policy, at(3)).state is state
     state = next_state(state, verdict("HOLD", READY), policy, at(3)).state
     assert plan_for(state, PLAN, policy).canary.weight == 0.5
