@@ -66,6 +66,7 @@ COME_ALONG = {
     "kantoku": "BentoML's; it has to be asked twice to quit",
     "mmh3": "Feast's, whose keys are read",
     "pydantic-core": "pydantic's other half",
+    "score-fields": "the other half of the exported runner, beside which it lies there",
     "typeguard": "Feast's; it is switched off before it costs seconds",
 }
 # Longer than a module should be, each with the reason.

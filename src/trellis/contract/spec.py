@@ -133,8 +133,7 @@ class RolloutPolicy:
             of ``steps`` evenly among the candidates until one is better beyond doubt. ``bandit`` moves traffic to
             whichever does best, ``floor`` for each at least.
         shadow_rate: Share of requests that the candidate scores, without answering, before anything else; 0 skips this.
-            A canary goes on scoring that share of what the champion answers, so that both are compared on the same
-            rows: that finds differences which a split needs a hundred times the rows for.
+            A canary goes on doing so for what the champion answers: the same rows tell more than a split.
         shadow_days: How long it does, in days of event time.
         rollback_days: How long a blue-green rollout keeps the old version warm, in days of event time.
         floor: Smallest share of any arm of a bandit.
