@@ -341,7 +341,7 @@ class PredictionService:
         _, schema = self._schema(model)
         row = parse(schema.request, to_json({"rows": [model.example]})).rows[0]
         open_store(model.spec, self._features, row.__dict__)
-        self._one_rows.prepare(model.spec)
+        self._one_rows.prepare([model.spec])
 
     def _model(self, scope: Scope) -> tuple[ModelRuntime, ModelSchema]:
         return self._schema(self.models.get(scope["path_params"]["model"]))
@@ -370,6 +370,7 @@ class PredictionService:
 
     def _look(self) -> None:
         self._guard.refresh()
+        self._one_rows.prepare(self.models.get(name).spec for name in self.models.names())
         self._observe()
 
     def _observe(self) -> None:

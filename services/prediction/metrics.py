@@ -169,6 +169,10 @@ class Metrics:
         """Count rows answered without a view's data."""
         self._tally("degraded", model, view, reason).add(rows)
 
+    def shadowed(self, model: str, version: str, outcome: str, rows: int) -> None:
+        """Count sampled rows by what became of them in a shadow."""
+        self._tally("shadows", model, version, outcome).add(rows)
+
     def flush(self) -> None:
         """Bring what was gathered to Prometheus."""
         for tally in list(self._tallies.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, timedelta
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _SECOND = 1_000_000
 _MICROSECOND = timedelta(microseconds=1)
+_RETRY_SECONDS = 30.0
 
 
 class Stored(Protocol):
@@ -207,7 +208,7 @@ def _form(field: Field) -> Callable[[Any], Any]:
 
 
 class OneRows:
-    """What finds single rows, by model; made when a model is prepared.
+    """What finds single rows, by model; made beside the answering.
 
     Args:
         store: The feature store; one that cannot read row by row leaves every request to ``features.find``.
@@ -216,15 +217,25 @@ class OneRows:
     def __init__(self, store: object) -> None:
         self._store = store
         self._made: dict[str, OneRow | None] = {}
+        self._retry_at: dict[str, float] = {}
 
-    def prepare(self, spec: ModelSpec) -> None:
-        """Make what finds a model's rows; the first time this may take seconds."""
-        if spec.feature_service is None or not isinstance(self._store, RowFeatures):
-            return
-        try:
-            self._made[spec.name] = OneRow.of(spec, self._store.row_reader(spec.feature_service))
-        except Exception as error:  # requests meet it again and are answered as far as that goes
-            logger.warning("single rows of %s: %s: %s", spec.name, type(error).__name__, error)
+    def prepare(self, specs: Iterable[ModelSpec]) -> None:
+        """Make what finds the rows of models that have nothing yet; the first time this may take seconds.
+
+        What fails (definitions that were not applied before the service was started) is tried again after a while.
+        """
+        now = time.monotonic()
+        for spec in specs:
+            if spec.name in self._made or now < self._retry_at.get(spec.name, 0.0):
+                continue
+            if spec.feature_service is None or not isinstance(self._store, RowFeatures):
+                self._made[spec.name] = None
+                continue
+            try:
+                self._made[spec.name] = OneRow.of(spec, self._store.row_reader(spec.feature_service))
+            except Exception as error:  # requests meet it again and are answered as far as that goes
+                self._retry_at[spec.name] = now + _RETRY_SECONDS
+                logger.warning("single rows of %s: %s: %s", spec.name, type(error).__name__, error)
 
     def read(self, spec: ModelSpec, rows: Sequence[Any], work: Callable[[Any], bytes], metrics: Metrics) -> Read | None:
         """Return how a request's features are read; None where ``features.find`` has to.

@@ -7,6 +7,7 @@ be loaded costs that process, which is started again, and the version rests for 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import select
@@ -28,6 +29,9 @@ from trellis.rollout.plan import RolloutPlan, Shadow, unit_position
 logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 32
+# Every message makes this thread take Python's lock from the answering one several times; so there are few of them.
+_GATHER_SECONDS = 0.05
+_PIPE_BYTES = 1 << 20
 _LOAD_SECONDS = 60.0
 
 Item = tuple[str, Shadow, Mapping[str, Any]]
@@ -89,7 +93,8 @@ class Shadows:
                     self._count(plan.model, shadow, "dropped", 1)
                     continue
                 self._queue.append((plan.model, shadow, record))
-                self._wake.set()
+                if not self._wake.is_set():
+                    self._wake.set()
         if self._thread is None and self._queue:
             self._start()
 
@@ -113,6 +118,7 @@ class Shadows:
         while not self._stop.is_set():
             self._wake.wait()
             self._wake.clear()
+            self._stop.wait(_GATHER_SECONDS)
             while self._queue and not self._stop.is_set():
                 try:
                     self._next()
@@ -197,6 +203,8 @@ class Shadows:
         )
         assert child.stdin is not None
         os.set_blocking(child.stdin.fileno(), False)
+        with suppress(OSError, AttributeError):  # a pipe that takes a message whole spares waiting for room in it
+            fcntl.fcntl(child.stdin.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._child = child
         return child
 
@@ -217,4 +225,4 @@ class Shadows:
 
     def _count(self, model: str, shadow: Shadow, outcome: str, rows: int) -> None:
         if rows:
-            self._metrics.shadows.labels(model, shadow.version, outcome).inc(rows)
+            self._metrics.shadowed(model, shadow.version, outcome, rows)

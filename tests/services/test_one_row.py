@@ -14,7 +14,7 @@ from services.prediction.columns import to_json
 from services.prediction.errors import StaleFeaturesError
 from services.prediction.features import find
 from services.prediction.metrics import Metrics
-from services.prediction.one_row import OneRow
+from services.prediction.one_row import OneRow, OneRows
 from tests.services.conftest import Shops
 from trellis.adapters.row_reader import StoredRow
 from trellis.contract import Field, Metric, ModelSpec, Target
@@ -272,3 +272,25 @@ def test_a_deadline_that_passes_while_the_store_is_read_is_kept(loops, row):
     assert loops.runner.run(late()).status_code == 504
     loops.service._logs.predictions("toy_linear").flush()
     assert len(loops.logged()) == 0, "nobody waits for it any more, so it is not made"
+
+
+def test_definitions_that_were_not_there_at_the_start_are_looked_for_again(monkeypatch):
+    class Late(Store):
+        def row_reader(self, service):
+            if not self.cells:
+                raise LookupError("there is no feature service")
+            return self
+
+    store = Late({}, {}, (), ())
+    rows = OneRows(store)
+    sent = [type("Row", (), {"model_fields_set": {"shop"}})()]
+
+    def is_read():
+        rows.prepare([SPEC])
+        return rows.read(SPEC, sent, bytes, Metrics(CollectorRegistry())) is not None
+
+    assert not is_read()
+    store.cells = {"sales": 1.0}
+    assert not is_read(), "not with every look"
+    monkeypatch.setattr("services.prediction.one_row.time.monotonic", lambda: 1e9)
+    assert is_read()
