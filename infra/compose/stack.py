@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE_AT_LEAST = (2, 20)
 START_SECONDS = 600
 GATEWAY_SECONDS = 4  # in which the gateway has found new replicas: it looks every second
+FULL = "No space left on device"
 # Service -> what a person finds there, and the path of the page.
 PAGES = {
     "gateway": ("prediction API", "/docs"),
@@ -121,6 +122,7 @@ def up(build: bool) -> None:
     for row in failed:
         compose("logs", "--no-log-prefix", "--tail", "30", row["Service"], check=False)
     if failed or done.returncode:
+        require_room()
         names = ", ".join(row["Service"] for row in failed) or "a part of it"
         raise StackError(
             f"The stack did not come up: {names} failed, see above. `make logs` shows all, `make down` cleans up."
@@ -129,6 +131,19 @@ def up(build: bool) -> None:
         if time.monotonic() - started > START_SECONDS:
             raise StackError(f"Not healthy after {START_SECONDS} s: {', '.join(waiting)}. Look with: make logs")
         time.sleep(1)
+
+
+def require_room() -> None:
+    """Raise where a container says that its disk is full."""
+    for row in containers():
+        if _well(row):
+            continue
+        told = compose("logs", "--no-log-prefix", "--tail", "200", row["Service"], check=False, capture_output=True)
+        if FULL in told.stdout + told.stderr:
+            raise StackError(
+                f"The volume of {row['Service']} is full. Make room on the engine's disk (docker system df), or give "
+                "the volume more, then: make up. `make down` stops what did come up; its data stay."
+            )
 
 
 def roll(build: bool) -> None:

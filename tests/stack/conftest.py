@@ -31,8 +31,7 @@ def figures():
 
 @pytest.fixture(scope="session")
 def stack(engine, figures):
-    first = {"STACK_FIRST_MODEL": "toy_binary", "STACK_FIRST_MODEL_UNTIL": "2013-05-01T00:00:00Z"}
-    made = Stack(**first)
+    made = Stack(STACK_LOAD_PER_SECOND="200")
     try:
         yield made
     finally:

@@ -54,7 +54,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.name,
             "COMPOSE_FILE": f"docker-compose.yml{os.pathsep}tests/stack/compose.yaml",
             "STACK_TEST_WEBHOOK": str(webhook),
-            "STACK_WATCH_SECONDS": "5",
+            "STACK_WATCH_SECONDS": "15",
             **settings,
         }
 
@@ -82,6 +82,14 @@ class Stack:
 
     def containers(self) -> list[dict]:
         return [json.loads(line) for line in self.compose("ps", "--all", "--format", "json").splitlines()]
+
+    def leftovers(self) -> list[str]:
+        """Name everything of this stack that the engine still has."""
+        label = ("--filter", f"label=com.docker.compose.project={self.name}", "--format", "{{.Name}}")
+        names = [
+            line for kind in ("volume", "network") for line in self.run("docker", kind, "ls", *label).stdout.split()
+        ]
+        return names + [row["Name"] for row in self.containers()]
 
     def ids(self, service: str) -> list[str]:
         return self.compose("ps", "-q", service).split()

@@ -2,6 +2,7 @@
 next one's beginning.
 """
 
+import base64
 import json
 import os
 import re
@@ -9,7 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +24,27 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(1800)]
 
 AT = "2013-05-02T00:00:00Z"
 STORES = ("redis", "object-store", "postgres")
-SERVERS = ("mlflow", "prefect", "worker", "monitor", "evidently", "prometheus", "alertmanager")
+SERVERS = ("mlflow", "prefect", "worker", "console", "monitor", "evidently", "prometheus", "alertmanager")
 LONG_RUNNING = ("prediction", *STORES, *SERVERS, "gateway")
+FLIGHTS = "flight_delay"
+FLIGHT = {
+    **{"carrier": "UA", "flight": 1545, "origin": "EWR", "dest": "IAH", "tailnum": "N14228", "distance": 1400},
+    **{"sched_dep": "2013-07-02T13:15:00Z", "sched_minutes": 244},
+}
+# Panels that show trouble, or work that this test does not do, have nothing to show here; tests/monitoring makes the
+# trouble and sees that each has data then.
+QUIET = (
+    "trellis_drift_fault",  # an upstream fault
+    "trellis_skew_finding",  # a skew with a cause
+    "trellis_data_quality",  # a column out of bounds
+    "trellis_performance_flag",  # an assumption of the estimate that fails
+    "trellis_label_findings",  # labels left out
+    "trellis_shadows_total",  # a shadow
+    "trellis_degraded_total",  # a view that did not answer
+    "trellis_stale_total",  # features past their SLA
+    "trellis_variant_errors_total",  # a version that raised
+    "trellis_refused_total",
+)
 
 
 def get(url: str, key: str = "", timeout: float = 10) -> str:
@@ -52,6 +75,39 @@ def send(stack: Stack, rows: list[dict], labels: list[int], seen: str, name: str
             told = [{"id": p["id"], "value": y, "observed_at": seen} for p, y in truths]
             status, answer = post(f"/v1/models/{MODEL}/labels", {"labels": told})
             assert (status, answer) == ("200", {"accepted": len(told)})
+
+
+def fly(stack: Stack) -> dict | None:
+    with Post(stack.ports["API"], stack.key) as post:
+        status, answer = post(f"/v1/models/{FLIGHTS}/predict", {"rows": [FLIGHT]})
+    return answer["predictions"][0] if status == "200" else None
+
+
+def query(stack: Stack, expression: str) -> list[dict]:
+    text = page(stack, "PROMETHEUS", f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}")
+    return json.loads(text)["data"]["result"]
+
+
+def total(stack: Stack, expression: str) -> float:
+    return sum(float(series["value"][1]) for series in query(stack, expression))
+
+
+def panels() -> list[tuple[str, str]]:
+    """Return the title and the query of every panel of every board, with what Grafana would fill in."""
+    found = []
+    for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                concrete = target["expr"].replace("$__rate_interval", "1h").replace("$model", ".+")
+                found.append((f"{path.stem}: {panel['title']}", concrete.replace("$metric", "auc")))
+    return found
+
+
+def area_under_the_curve(scores: list[float], truths: list[int]) -> float:
+    """The chance that a late flight is scored above a punctual one, by counting every pair."""
+    late = [s for s, y in zip(scores, truths, strict=True) if y]
+    punctual = [s for s, y in zip(scores, truths, strict=True) if not y]
+    return sum((a > b) + (a == b) / 2 for a in late for b in punctual) / (len(late) * len(punctual))
 
 
 def flow(stack: Stack, name: str, **parameters) -> str:
@@ -85,15 +141,42 @@ def decisions(stack: Stack, kind: str = "") -> list[dict]:
     return [one for one in found if not kind or one["kind"] == kind]
 
 
+def cpu_seconds(stack: Stack) -> float:
+    """What the containers that are here have used; on a busy machine the clock says little."""
+    used = 0.0
+    for group in (
+        "/sys/fs/cgroup/cpuacct/docker/{}/cpuacct.usage",
+        "/sys/fs/cgroup/system.slice/docker-{}.scope/cpu.stat",
+    ):
+        for container in stack.compose("ps", "--all", "--quiet", "--no-trunc").split():
+            path = Path("/sys/fs/cgroup", group.format(container))
+            if path.is_file():
+                text = path.read_text().split()
+                used += int(text[0]) / 1e9 if len(text) == 1 else int(text[1]) / 1e6
+    return used
+
+
 def test_from_nothing_to_a_correct_prediction(stack: Stack, figures):
+    """With what a user gets: the flight model, trained by the bootstrap on the flights until July."""
     began = time.monotonic()
     stack.verb("up", "--no-build")
     figures["up: seconds until everything is healthy"] = round(time.monotonic() - began, 1)
-    found = until(lambda: ask(stack, 1.0), 600, "the first model answers")
-    figures["up: seconds until the first correct prediction"] = round(time.monotonic() - began, 1)
+    found = until(lambda: fly(stack), 900, "the flight model answers")
+    figures["up: seconds until the flight model's first prediction"] = round(time.monotonic() - began, 1)
+    assert 0 < found["probability"] < 1
+    figures["up: CPU seconds of the containers that still run"] = round(cpu_seconds(stack), 1)
+    figures["up: load average of the machine"] = os.getloadavg()[0]
+
+
+def test_a_second_model_is_trained_through_prefect_registered_and_served(stack: Stack, figures):
+    """One whose law is known, so that every answer can be told right or wrong."""
+    began = time.monotonic()
+    ended = flow(stack, "train_model", model=MODEL, until="2013-05-01T00:00:00Z")
+    assert ended.startswith("COMPLETED"), ended
+    found = until(lambda: ask(stack, 1.0), 60, "the replicas take it up")
+    figures["second model: seconds from the flow's start to its first prediction"] = round(time.monotonic() - began, 1)
     assert found["probability"] == pytest.approx(0.9, abs=0.05)
     assert ask(stack, -1.0)["probability"] == pytest.approx(0.1, abs=0.05)
-    figures["up: load average of the machine"] = os.getloadavg()[0]
 
 
 def test_status_lists_what_is_where_and_down_here_means_loopback(stack: Stack):
@@ -109,6 +192,12 @@ def test_status_lists_what_is_where_and_down_here_means_loopback(stack: Stack):
 
 def test_every_page_answers_with_its_own_content(stack: Stack):
     assert "openapi" in page(stack, "API", "/docs").lower()
+    basic = {"authorization": "Basic " + base64.b64encode(f"me:{stack.key}".encode()).decode()}
+    for path, words in (("/ui", (FLIGHTS, MODEL)), (f"/ui/models/{FLIGHTS}", ("Champion",))):
+        request = urllib.request.Request(f"http://127.0.0.1:{stack.ports['CONSOLE']}{path}", headers=basic)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            text = answer.read().decode()
+        assert all(word.lower() in text.lower() for word in words), (path, text[:2000])
     assert MODEL in page(stack, "API", "/v1/models", stack.key)
     assert "MLflow" in page(stack, "MLFLOW")
     versions = json.loads(page(stack, "MLFLOW", "/api/2.0/mlflow/model-versions/search"))["model_versions"]
@@ -128,13 +217,41 @@ def test_every_page_answers_with_its_own_content(stack: Stack):
         }, found
         return sum(t["labels"]["job"] == "prediction" for t in found) == 2
 
-    until(all_up, 90, "Prometheus reads both replicas and the monitor")
+    until(all_up, 180, "Prometheus reads both replicas and the monitor")
 
 
 def test_without_the_key_nothing_is_answered(stack: Stack):
     with Post(stack.ports["API"], "trellis_000000000000_wrong") as post:
         status, _ = post(f"/v1/models/{MODEL}/predict", {"rows": []})
     assert status == "401"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        page(stack, "CONSOLE", "/ui")
+
+
+def test_the_simulated_flights_are_answered_labelled_and_watched(stack: Stack, figures):
+    """The profile `load`: July's flights ask, and tell the truth when they have landed."""
+    stack.compose("--profile", "load", "up", "--detach", "--no-deps", "--no-build", "simulator")
+    began = time.monotonic()
+    of = f'{{model="{FLIGHTS}"}}'
+    until(lambda: total(stack, f"trellis_labels_total{of}") >= 1500, 600, "labels arrive", pause=3)
+    figures["simulator: seconds until 1,500 labels"] = round(time.monotonic() - began, 1)
+    until(lambda: query(stack, f"trellis_model_loss{of}"), 600, "the monitor looks", pause=3)
+    figures["simulator: seconds until the monitor's first look with labels"] = round(time.monotonic() - began, 1)
+    stack.compose("--profile", "load", "rm", "--stop", "--force", "simulator")
+    code = "import json, pathlib; from trellis.adapters.prediction_log import read_predictions, read_labels; "
+    code += f"h = pathlib.Path('/var/lib/trellis'); p = read_predictions(h, '{FLIGHTS}').set_index('id'); "
+    code += f"y = read_labels(h, '{FLIGHTS}').drop_duplicates('id', keep='last').set_index('id')['value']; "
+    code += (
+        "p = p[p.index.isin(y.index)]; print(json.dumps([p['probability'].tolist(), y[p.index].astype(int).tolist()]))"
+    )
+    scores, truths = json.loads(stack.python(code).splitlines()[-1])
+    assert len(scores) >= 1000
+    figures["simulator: flights with a label, area under the curve"] = (
+        len(scores),
+        round(area_under_the_curve(scores, truths), 3),
+    )
+    # 0.672 is a table of carrier and hour over July and August (models/flight_delay/README.md); days differ.
+    assert area_under_the_curve(scores, truths) > 0.6
 
 
 def test_a_challenger_goes_through_prefect_into_a_canary_and_back(stack: Stack, figures):
@@ -143,7 +260,7 @@ def test_a_challenger_goes_through_prefect_into_a_canary_and_back(stack: Stack, 
     ended = flow(stack, "train_model", model=MODEL, until="2013-06-01T00:00:00Z")
     assert ended.startswith("COMPLETED"), ended
     figures["train through Prefect: seconds"] = round(time.monotonic() - began, 1)
-    until(lambda: len(plan(stack)["variants"]) == 2, 30, "the canary is planned and taken up")
+    until(lambda: len(plan(stack)["variants"]) == 2, 90, "the canary is planned and taken up")
     answered = {ask(stack, 1.0, f"unit-{i}")["version"] for i in range(60)}
     assert len(answered) == 2
     began = time.monotonic()
@@ -294,6 +411,14 @@ def test_every_container_killed_once_under_load_loses_nothing(stack: Stack, figu
     assert stack.verb("status").returncode == 0
 
 
+def test_every_panel_of_every_board_has_data_in_the_stacks_prometheus(stack: Stack, figures):
+    looked = panels()
+    empty = {title: expression for title, expression in looked if not query(stack, expression)}
+    figures["boards: queries, without data"] = (len(looked), len(empty))
+    assert len(looked) > 60
+    assert {title: text for title, text in empty.items() if not any(name in text for name in QUIET)} == {}
+
+
 def test_idle_it_takes_less_than_six_gibibytes(stack: Stack, figures):
     time.sleep(20)
     units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -307,3 +432,85 @@ def test_idle_it_takes_less_than_six_gibibytes(stack: Stack, figures):
     figures["idle: MiB by container"] = used
     figures["idle: GiB in all"] = round(sum(used.values()) / 1024, 2)
     assert sum(used.values()) < 6 * 1024
+
+
+def standing(stack: Stack) -> dict:
+    """What a restored stack must have again, each from the door that a user would ask at."""
+    versions = json.loads(page(stack, "MLFLOW", "/api/2.0/mlflow/model-versions/search"))["model_versions"]
+    told = {"versions": sorted((one["name"], one["version"], one["source"]) for one in versions)}
+    for model in (FLIGHTS, MODEL):
+        told[f"plan of {model}"] = json.loads(stack.trellis("rollout", "show", model, "--json"))
+    # The answer depends on 29 features out of Redis; were they lost, it would be another, and say so.
+    told["flight"] = {name: value for name, value in fly(stack).items() if name != "id"}
+    return told
+
+
+def recorded(stack: Stack) -> set[str]:
+    """The ids of everything that only grows: decisions, predictions, labels."""
+    code = "from pathlib import Path; from trellis.adapters.prediction_log import read_predictions, read_labels; "
+    code += "h = Path('/var/lib/trellis'); "
+    found = set()
+    for model in (FLIGHTS, MODEL):
+        found |= {one["id"] for one in json.loads(stack.trellis("decisions", "--model", model, "--json"))}
+        for read in ("predictions", "labels"):
+            ids = stack.python(f"{code} print('\\n'.join(read_{read}(h, '{model}')['id']))")
+            found |= {f"{read} {name}" for name in ids.split()}
+    return found
+
+
+def test_a_home_that_is_full_refuses_predictions_and_loses_none(stack: Stack):
+    """A replica whose prediction log has 64 kB of room: what it acknowledged is there, and the rest is refused."""
+    stack.compose("--profile", "crowded", "up", "--detach", "--no-deps", "--no-build", "crowded")
+    asking = (
+        "import json, sys, time, urllib.request as r, urllib.error as e\n"
+        "def ask(n):\n"
+        "    rows = [{'x': 1.0, 'z': 'a', 'at': '2013-06-01T00:00:00Z'}] * 20\n"
+        "    body = json.dumps({'id': f'full-{n}', 'rows': rows}).encode()\n"
+        "    h = {'authorization': 'Bearer ' + sys.argv[1], 'content-type': 'application/json'}\n"
+        f"    return r.urlopen(r.Request('http://127.0.0.1:3000/v1/models/{MODEL}/predict', body, h), timeout=20)\n"
+        "taken, n = [], 0\n"
+        "while n < 200:\n"
+        "    n += 1\n"
+        "    try:\n"
+        "        taken += [p['id'] for p in json.load(ask(n))['predictions']]\n"
+        "    except e.HTTPError as error:\n"
+        "        print(json.dumps([taken, error.code, error.read().decode()])); break\n"
+    )
+
+    def ready() -> bool:
+        code = "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/v2/health/ready', timeout=4)"
+        return not stack.run("docker", "compose", "exec", "-T", "crowded", "python", "-c", code, check=False).returncode
+
+    until(ready, 240, "the crowded replica is ready", pause=2)
+    told = stack.compose("exec", "-T", "crowded", "python", "-c", asking, stack.key)
+    taken, status, text = json.loads(told)
+    assert status == 503
+    assert "disk refuses" in text
+    assert "same id" in text
+    code = "from pathlib import Path; from trellis.adapters.prediction_log import read_predictions; "
+    code += f"print('\\n'.join(read_predictions(Path('/var/lib/trellis'), '{MODEL}')['id']))"
+    kept = set(stack.compose("exec", "-T", "crowded", "python", "-c", code).split())
+    assert taken
+    assert set(taken) <= kept
+    stack.compose("--profile", "crowded", "rm", "--stop", "--force", "crowded")
+
+
+def test_backup_wipe_and_restore_bring_everything_back(stack: Stack, figures, tmp_path):
+    before, ids, saved = standing(stack), recorded(stack), tmp_path / "saved"
+    began = time.monotonic()
+    stack.run("infra/compose/backup.sh", str(saved))
+    figures["backup: seconds"] = round(time.monotonic() - began, 1)
+    figures["backup: MB"] = round(sum(p.stat().st_size for p in saved.rglob("*") if p.is_file()) / 1e6, 1)
+    refused = stack.run("infra/compose/restore.sh", str(saved), check=False)
+    assert refused.returncode == 1
+    assert "make down VOLUMES=1" in refused.stderr
+    stack.verb("down", "--volumes")
+    assert not stack.run("docker", "volume", "ls", "-q", "--filter", f"name={stack.name}_").stdout.split()
+    began = time.monotonic()
+    stack.run("infra/compose/restore.sh", str(saved))
+    stack.verb("up", "--no-build")
+    until(lambda: fly(stack), 300, "the champion answers again")
+    until(lambda: ask(stack, 1.0), 60, "and the other model")
+    figures["restore: seconds until predictions are answered again"] = round(time.monotonic() - began, 1)
+    assert standing(stack) == before
+    assert ids <= recorded(stack)
