@@ -21,7 +21,7 @@ import make_secrets
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_AT_LEAST = (2, 20)
-START_SECONDS = 600
+START_SECONDS = float(os.environ.get("STACK_START_SECONDS", "600"))
 GATEWAY_SECONDS = 4  # in which the gateway has found new replicas: it looks every second
 FULL = "No space left on device"
 # Service -> what a person finds there, and the path of the page.
@@ -129,7 +129,7 @@ def up(build: bool) -> None:
         )
     while waiting := [row["Service"] for row in containers() if not _well(row)]:
         if time.monotonic() - started > START_SECONDS:
-            raise StackError(f"Not healthy after {START_SECONDS} s: {', '.join(waiting)}. Look with: make logs")
+            raise StackError(f"Not healthy after {START_SECONDS:g} s: {', '.join(waiting)}. Look with: make logs")
         time.sleep(1)
 
 

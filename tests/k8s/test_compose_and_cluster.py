@@ -34,7 +34,7 @@ SHARED = re.compile(r"TRELLIS_|AWS_|PREFECT_API_URL")
 
 
 def with_defaults(text: str) -> str:
-    return re.sub(r"\$\{\w+(?::-([^}]*))?\}", lambda match: match[1] or "", text)
+    return re.sub(r"\$\{\w+(?::?-([^}]*))?\}", lambda match: match[1] or "", text)
 
 
 @pytest.fixture(scope="module")

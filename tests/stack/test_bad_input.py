@@ -14,7 +14,7 @@ HARDENED = ("docker", "run", "--rm", "--read-only", "--tmpfs", "/tmp")
 @pytest.fixture
 def other(engine):
     """A second stack on this machine; whatever of it was started is removed by its own `down`."""
-    made = Stack()
+    made = Stack(STACK_FIRST_MODEL="")  # nothing is to be trained
     yield made
     made.verb("down", "--volumes")
     assert made.leftovers() == []
@@ -127,7 +127,7 @@ def test_an_image_for_another_machine_is_named(other: Stack, tmp_path):
 
 
 def test_two_stacks_on_one_machine_have_nothing_in_common(other: Stack):
-    second = Stack()
+    second = Stack(STACK_FIRST_MODEL="")
     try:
         for one in (other, second):
             one.compose("up", "--detach", "--wait", "postgres", "object-store")
