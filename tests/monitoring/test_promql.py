@@ -157,6 +157,7 @@ def test_what_is_well_raises_nothing(prometheus) -> None:
     assert {a["metric"]["outcome"] for a in prometheus.query(alerts["TrellisDrift"])} == {"DRIFT"}
     assert len(prometheus.query("trellis_drift_outcome == 1")) == 2
     assert prometheus.query(TOO_LONG["TrellisNotWatched"] + " > 8 * 86400") == []
+    assert len({a["metric"]["instance"] for a in prometheus.query(alerts["TrellisPerformanceAssumption"])}) == 1
 
 
 @contextmanager

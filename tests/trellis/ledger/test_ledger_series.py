@@ -213,3 +213,35 @@ def test_scores_left_out_by_the_choice_of_labels_are_told(model) -> None:
     assert point.covered.low == pytest.approx(0.4, abs=0.03)
     assert point.covered.beyond == pytest.approx(0.33, abs=0.08)
     assert not expected_harm(point, model).reliable
+
+
+def test_a_regression_goes_from_direct_loss_estimation_to_the_truth() -> None:
+    """The error grows with the input's size; the window's inputs are larger than the reference's."""
+    spec = replace(SPEC, task="regression", target=Target("y", "Truth.", delay_hours=72.0), metric=Metric("mae", 9.0))
+    rng = np.random.default_rng(7)
+
+    def rows(count: int, days: int, size: float):
+        x = rng.normal(0, size, count)
+        day = np.sort(rng.integers(0, days, count))
+        return day, {"x": x, "kind": rng.choice(["a", "b"], count)}, x + (0.3 + np.abs(x)) * rng.normal(size=count)
+
+    day, columns, y = rows(5_000, 40, 1.0)
+    model = fit_loss_model(spec, y, columns["x"], columns, day)
+    assert model.method == "dle"
+    day, columns, y = rows(2_000, 7, 1.3)
+    stamps = pd.to_datetime(BASE + day * DAY + np.arange(2_000) * np.timedelta64(1, "s")).tz_localize("UTC")
+    made = pd.DataFrame({"id": [f"p{i}" for i in range(2_000)], "time": stamps, "received_at": stamps, "version": "1"})
+    made["outputs.p"] = columns["x"]
+    seen = stamps + pd.Timedelta(hours=72)
+    labels = pd.DataFrame({"id": made["id"], "value": y, "observed_at": seen, "received_at": seen})
+    truth = np.abs(y - columns["x"]).mean()
+    assert truth > model.mean + 0.15
+    for when, stage in ((2.9, "estimated"), (6, "corrected"), (11, "realised")):
+        as_of = BASE + np.timedelta64(int(when * 24), "h")
+        found = labelled(spec, made, labels, as_of)
+        known = series(spec, found, columns, np.array([BASE, BASE + 7 * DAY]), as_of, {"1": model}).points[0]
+        assert known.stage == stage
+        assert known.best.low < truth < known.best.high
+        assert "concept_drift" not in known.flags
+    assert known.held
+    assert known.realised.value == pytest.approx(truth)
