@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic_core import from_json, to_json
 
 from services.prediction.columns import batch, rfc3339
@@ -46,6 +47,7 @@ class Host:
         self._plugins = Catalogue([models])
         self._models: dict[str, ModelRuntime] = {}
         self._held: dict[tuple[str, str, str], LoadedVersion] = {}
+        self._megabytes: dict[tuple[str, str, str], float] = {}  # that loading took
         self._logs: dict[str, ShadowLog] = {}
 
     def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +56,8 @@ class Host:
             model, version = self._version(message)
             if "records" not in message:
                 return {"ok": True}
-            made = [_scored(model.spec, version, record) for record in message["records"]]
+            took = self._megabytes[_key(message)]
+            made = [_scored(model.spec, version, record) | {"memory_mb": took} for record in message["records"]]
             self._log(model.name).extend(made)
             return {"ok": True, "failed": sum("error" in record for record in made)}
         except Exception as error:  # an author's code may raise anything
@@ -70,11 +73,13 @@ class Host:
         model = self._models.get(name)
         if model is None:
             model = self._models[name] = ModelRuntime.of(name, self._plugins.plugin(name))
-        key = (name, message["version"], message["digest"])
+        key = _key(message)
         held = self._held.pop(key, None)
         if held is None:
             variant = Variant(message["version"], "canary", 0.0, message["location"], message["digest"])
+            before = psutil.Process().memory_info().rss
             held = load(model, variant, self._home, self._verify_key)
+            self._megabytes[key] = round((psutil.Process().memory_info().rss - before) / 1e6, 1)
         self._held[key] = held  # the last used is the last to go
         while len(self._held) > _MOST_HELD:
             del self._held[next(iter(self._held))]
@@ -84,6 +89,10 @@ class Host:
         if model not in self._logs:
             self._logs[model] = ShadowLog(self._home, model)
         return self._logs[model]
+
+
+def _key(message: Mapping[str, Any]) -> tuple[str, str, str]:
+    return message["model"], message["version"], message["digest"]
 
 
 def _scored(spec: ModelSpec, version: LoadedVersion, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_a_shadow_scores_its_sample_and_is_logged_beside_the_primary(world, row,
     assert set(frame.index) == sampled
     assert set(frame["version"]) == {"2"}
     assert set(frame["primary_version"]) == {"1"}
+    assert frame["memory_mb"].between(-1_000, 1_000).all(), "what loading it took, in MB"
     for i in range(60):
         if f"r{i}#0" in sampled:
             one = frame.loc[f"r{i}#0"]

@@ -99,6 +99,39 @@ def explain(model: Model, as_json: AsJson = False) -> None:
         typer.echo(f"The arithmetic of the last decision: trellis explain {last}")
 
 
+@app.command("shadow")
+def shadow(
+    model: Model,
+    version: Annotated[str, typer.Option(help="The shadow; the one that scored last if not given.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Compare a shadow with what was answered on the same rows: overall, by segment, latency and memory."""
+    from trellis.adapters.prediction_log import read_predictions, read_shadows
+    from trellis.cli.shadow import interval_text, shadow_report
+
+    home, spec = settings().directory(), _spec(model)
+    found = shadow_report(spec, read_shadows(home, model), read_predictions(home, model), version)
+    if as_json:
+        typer.echo(json.dumps(_finite(found), indent=2))
+        return
+    title = f"{model}: version {found['version']} in the shadow of {found['primary']}, {found['rows']} rows"
+    table = Table(title=title, expand=True)
+    for name in ("rows of", "rows", "decided otherwise", "shadow less primary"):
+        table.add_column(name, overflow="fold")
+    for one in found["comparisons"]:
+        other, less = one["disagreement"], one["difference"]
+        where = one["segment"] or "all"
+        table.add_row(where, str(other["rows"]), interval_text(other, ".2%"), interval_text(less, "+.4f"))
+    Console().print(table)
+    for name, spent in found["latency_ms"].items():
+        if spent is not None:
+            typer.echo(f"{name.replace('_', ' ')}: " + ", ".join(f"{k} {v:g} ms" for k, v in spent.items()))
+    if found["memory_mb"] is not None:
+        typer.echo(f"memory that loading it took: {found['memory_mb']:g} MB")
+    if found["failed"]:
+        typer.echo(f"{found['failed']} rows could not be scored")
+
+
 @app.command("pause")
 def pause(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False) -> None:
     """Keep the split as it is until somebody resumes; time goes on."""
@@ -301,4 +334,6 @@ def _finite(value: Any) -> Any:
     """Turn infinities into null: JSON has none."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trellis.adapters.plan_store import PlanStore
+from trellis.adapters.prediction_log import PredictionLog, ShadowLog
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.artifact import seal
 from trellis.cli.rollout import app
@@ -152,6 +153,40 @@ def test_plan_says_how_long_and_exits_3_where_that_is_too_long():
     assert "--per-day" in refused(DataError, "plan", MODEL)
     assert "--variance" in refused(DataError, "plan", MODEL, "--per-day", 100)
     refused(InvalidPlanError, *enough, "--power", 0.2)
+
+
+def test_a_shadow_is_compared_overall_and_by_segment(tmp_path: Path):
+    """300 rows; the shadow turns every fourth decision of the segment b, and one of its rows failed."""
+    predictions, shadows = PredictionLog(tmp_path, MODEL, flush_seconds=0), ShadowLog(tmp_path, MODEL, flush_seconds=0)
+    moment = {"time": "2013-07-01T00:00:00Z", "received_at": "2026-01-01T00:00:00Z"}
+    answered, scored = [], []
+    for n in range(300):
+        common = {"id": f"p{n}", "model": MODEL, "revision": 1, "unit": "u", **moment}
+        answered.append({**common, "version": "1", "request": {"x": 1.0, "z": "ab"[n % 2]}})
+        said = 0.9 if n % 8 == 1 else 0.2
+        pair = {**common, "version": "2", "primary_version": "1", "primary": {"probability": 0.2}}
+        pair |= {"primary_latency_ms": 2.0, "score_ms": 1.0 + n / 300, "memory_mb": 12.5}
+        scored.append(pair | ({"error": "broke", "outputs": {}} if n == 299 else {"outputs": {"probability": said}}))
+    predictions.extend(answered)
+    shadows.extend(scored)
+    told = json.loads(run("shadow", MODEL, "--json").stdout)
+    assert (told["version"], told["primary"], told["rows"], told["failed"]) == ("2", "1", 299, 1)
+    assert [one["segment"] for one in told["comparisons"]] == ["", "z=a", "z=b"]
+    every, a, b = told["comparisons"]
+    assert (every["disagreement"]["mean"], b["disagreement"]["mean"]) == pytest.approx((38 / 299, 38 / 149))
+    assert every["difference"]["mean"] == pytest.approx(38 * 0.7 / 299)
+    assert (a["disagreement"]["mean"], a["difference"]["mean"], a["difference"]["rows"]) == (0.0, 0.0, 150)
+    assert b["difference"]["lower"] > 0 > a["difference"]["lower"] - 1e-12
+    assert told["latency_ms"]["primary_answering"] == {"p50": 2.0, "p95": 2.0, "p99": 2.0}
+    assert told["memory_mb"] == 12.5
+    text = run("shadow", MODEL, "--version", "2").stdout
+    assert "version 2 in the shadow of 1, 299 rows" in text
+    assert "z=b" in text
+    assert "12.5 MB" in text
+    assert "1 rows could not be scored" in text
+    refused = run("shadow", MODEL, "--version", "3").exception
+    assert isinstance(refused, RolloutError)
+    assert "Version 3" in str(refused)
 
 
 def test_errors_are_one_line_and_exit_code_1(tmp_path):
