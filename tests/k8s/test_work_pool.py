@@ -39,12 +39,24 @@ def job_of(overlay: str, place):
     filled = template(told, place)
     values = Configuration._get_base_config_defaults(filled["variables"]["properties"])
     made = Configuration(**apply_values(filled["job_configuration"], values, remove_notset=True))
-    return manifests, told, made.job_manifest
+    return manifests, told, made
+
+
+def prepared(made) -> dict:
+    """Let Prefect put in what is a run's own: labels, name, command."""
+    from prefect.client.schemas.objects import Flow, FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+    flow = Flow(name="train-model")
+    deployment = DeploymentResponse(name="trellis", flow_id=flow.id)
+    made.prepare_for_flow_run(FlowRun(flow_id=flow.id, name="a-run"), deployment, flow)
+    return made.job_manifest
 
 
 @pytest.mark.parametrize("overlay", ["local", "cluster"])
 def test_a_flows_job_keeps_the_policy(overlay: str, tmp_path):
-    manifests, told, job = job_of(overlay, tmp_path)
+    manifests, told, made = job_of(overlay, tmp_path)
+    job = made.job_manifest
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == told["FLOW_IMAGE"]
     env = container["env"] if isinstance(container["env"], dict) else {e["name"]: e["value"] for e in container["env"]}
@@ -64,3 +76,13 @@ def test_a_flows_job_keeps_the_policy(overlay: str, tmp_path):
     kubernetes_validate.validate(whole, "1.34.0", strict=True)
     assert problems([*manifests, whole]) == []
     assert of_kind([*manifests, whole], "Job")[-1] is whole
+
+
+def test_a_flows_pod_is_known_by_its_labels_whatever_prefect_adds(tmp_path):
+    """Network policies choose it by them; Prefect has names of its own for flow and deployment."""
+    _, _, made = job_of("local", tmp_path)
+    wanted = dict(made.job_manifest["spec"]["template"]["metadata"]["labels"])
+    assert wanted["app.kubernetes.io/name"] == "flow"
+    found = prepared(made)["spec"]["template"]["metadata"]["labels"]
+    assert {name: found[name] for name in wanted} == wanted
+    assert "prefect.io/flow-run-id" in found
