@@ -203,6 +203,7 @@ def status() -> int:
         return 1
     lines = [("SERVICE", "STATE", "WHERE", "WHAT")]
     well = True
+    training = any(row["Service"] == "first-model" and row["State"] == "running" for row in rows)
     for service in config["services"]:
         mine = [row for row in rows if row["Service"] == service]
         if not mine:
@@ -212,7 +213,8 @@ def status() -> int:
         if ports := config["services"][service].get("ports"):
             where = f"http://127.0.0.1:{ports[0]['published']}{page[1]}"
             if not answers(where):
-                states.append("does not answer")
+                # No replica is ready while there is no model to serve, which is as it should be at first.
+                states.append("waits for the first model" if training and service == "gateway" else "does not answer")
         well &= all(_well(row) for row in mine) and "does not answer" not in states
         told = ", ".join(dict.fromkeys(states)) + (f" x{len(mine)}" if len(mine) > 1 else "")
         lines.append((service, told, where, page[0]))
@@ -220,6 +222,8 @@ def status() -> int:
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     key = (make_secrets.PLACE / "api_key").relative_to(ROOT)
+    if training:
+        print("\nThe first model is being trained; follow it with: make logs SERVICE=first-model")
     print(f"\nRequests need the key in {key}:  authorization: Bearer $(cat {key})")
     return 0 if well else 1
 
