@@ -192,16 +192,21 @@ def plan(
     power: Annotated[float, typer.Option(help="Chance of the decision in the planned time.")] = 0.8,
     share: Annotated[float | None, typer.Option(help="One share throughout; the model's steps else.")] = None,
     harm: Annotated[float | None, typer.Option(help="Increase of the mean loss to be found; 1.5 margins else.")] = None,
+    paired_variance: Annotated[
+        float | None, typer.Option(help="Variance of the loss difference on the same row; plans in pairs as well.")
+    ] = None,
+    shadow_rate: Annotated[float | None, typer.Option(help="Share compared in pairs; the model's own else.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how many labelled rows and days a rollout will need; exit code 3 if that is more than the policy allows."""
     from dataclasses import replace
 
-    from trellis.rollout.planner import plan_trial
+    from trellis.rollout.planner import plan_pairs, plan_trial
 
     spec = _spec(model)
-    policy = spec.rollout
-    given = {"margin": margin, "alpha": alpha, "steps": None if share is None else (share,)}
+    policy, delay = spec.rollout, spec.target.delay_hours / 24
+    steps = None if share is None else (share,)
+    given = {"margin": margin, "alpha": alpha, "steps": steps, "shadow_rate": shadow_rate}
     policy = replace(policy, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     if per_day is None or variance is None:
         from trellis.cli.traffic import loss_of_traffic
@@ -218,15 +223,26 @@ def plan(
         per_day=per_day,
         power=power,
         harm=harm,
-        delay_days=spec.target.delay_hours / 24,
+        delay_days=delay,
     )
+    paired = None
+    if paired_variance is not None:
+        paired = plan_pairs(policy, variance=paired_variance, per_day=per_day, power=power, harm=harm, delay_days=delay)
     if as_json:
         told = {"variance": variance, "per_day": per_day, "source": source, "power": power, "policy": policy}
-        numbers = json.loads(dumps(_finite({**told, **_asdict(made)})))
+        pairs = {} if paired is None else {"paired_variance": paired_variance, "paired": _asdict(paired)}
+        numbers = json.loads(dumps(_finite({**told, **_asdict(made), **pairs})))
         typer.echo(json.dumps(numbers, indent=2))
     else:
         _print_plan(model, policy, made, variance, per_day, power, source)
-    raise typer.Exit(0 if made.in_time else 3)
+        if paired is not None:
+            typer.echo(
+                f"On the same rows ({policy.shadow_rate:.0%} of the champion's): PROMOTE after {paired.promote_rows:,} "
+                f"pairs, {paired.promote_days:.1f} days; ROLL_BACK after {paired.roll_back_rows:,}, "
+                f"{paired.roll_back_days:.1f} days."
+            )
+    in_time = made.in_time or (paired is not None and paired.promote_days < policy.max_days)
+    raise typer.Exit(0 if in_time else 3)
 
 
 def _print_plan(

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import next_share, quality_alpha
+from trellis.rollout.verdict import next_share, pairs_alpha, quality_alpha
 
 # Nobody plans for longer; what is not decided by then is not decided by this trial.
 _MOST_DAYS = 3_650
@@ -113,6 +113,73 @@ def plan_trial(
     promote = _need(policy, difference, _least(promotes), once, per_day, delay_days)
     roll_back = _need(policy, worse, _least(rolls_back), found, per_day, delay_days)
     return TrialPlan(promote, roll_back, promote.days < policy.max_days)
+
+
+@dataclass(frozen=True)
+class PairsNeed:
+    """What a comparison on the same rows asks for.
+
+    Attributes:
+        promote_rows, roll_back_rows: Labelled rows that both have scored, until either decision with the planned power.
+        promote_days, roll_back_days: Days of traffic for them, and the labels' delay.
+    """
+
+    promote_rows: int
+    promote_days: float
+    roll_back_rows: int
+    roll_back_days: float
+
+
+def plan_pairs(
+    policy: RolloutPolicy,
+    *,
+    variance: float,
+    per_day: float,
+    power: float = 0.8,
+    harm: float | None = None,
+    delay_days: float = 0.0,
+) -> PairsNeed:
+    """Say how many rows that both versions score a decision will need; the reasoning is ``plan_trial``'s.
+
+    Rows come at ``shadow_rate`` from what the champion keeps at the canary's largest share below one, which is least.
+    A promotion further asks the split for ``min_labels`` of the canary.
+
+    Args:
+        policy: The model's rollout policy, of a canary with a ``shadow_rate``.
+        variance: Variance of the difference of the losses on the same row.
+        per_day: Labelled rows a day.
+        power: Chance of the decision within the planned time, in (0.5, 1).
+        harm: The true difference that is to be found; three halves of the margin if not given.
+        delay_days: How late labels come.
+
+    Raises:
+        InvalidPlanError: A number is out of range, or the policy compares nothing in pairs.
+    """
+    worse = 1.5 * policy.margin if harm is None else harm
+    if policy.shadow_rate == 0 or policy.strategy != "canary":
+        raise InvalidPlanError(
+            "The policy compares nothing on the same rows.", remedy="Give a canary's policy a shadow_rate."
+        )
+    if not (variance > 0 and per_day > 0 and 0.5 < power < 1 and worse > policy.margin):
+        raise InvalidPlanError(
+            f"Cannot plan pairs with a variance of {variance:g}, {per_day:g} rows a day, a power of {power:g} and a "
+            f"harm of {worse:g}.",
+            remedy="Give a variance and a traffic above zero, a power between 0.5 and 1, and a harm above the margin.",
+        )
+    alpha, z = pairs_alpha(policy), NormalDist().inv_cdf(power)
+
+    def clears(gap: float, bounded: float) -> Callable[[float], bool]:
+        return lambda n: min(gap, bounded - reach(n, variance, alpha)) >= z * math.sqrt(variance / n)
+
+    good = max(_least(clears(policy.margin, policy.margin)), policy.min_labels)
+    bad = max(_least(clears(worse - policy.margin, worse)), policy.min_labels)
+    share = max((s for s in policy.steps if s < 1), default=policy.steps[0])
+    daily = per_day * policy.shadow_rate * (1 - share)
+    labels = policy.min_labels / (policy.steps[0] * per_day)
+    return PairsNeed(
+        math.ceil(good), max(good / daily, labels) + delay_days if daily else math.inf,
+        math.ceil(bad), bad / daily + delay_days if daily else math.inf,
+    )  # fmt: skip
 
 
 def _least(enough: Callable[[float], bool]) -> float:

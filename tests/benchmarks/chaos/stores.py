@@ -111,6 +111,7 @@ def online_store(home: Path, *, seconds: float = 3.0) -> dict[str, Any]:
             server.wait(10)
             killed = time.monotonic()
             time.sleep(seconds)
+            back = time.monotonic()  # while it is filled some features are there already
             server = _redis(port, home)
             fill()
             started = time.monotonic()
@@ -122,7 +123,7 @@ def online_store(home: Path, *, seconds: float = 3.0) -> dict[str, Any]:
         server.wait(10)
     steady = [a for a in load.answers if a.received < before]
     while_hung = [a for a in load.answers if before + 0.2 <= a.sent and a.received <= hung]
-    while_gone = [a for a in load.answers if killed + 0.2 <= a.sent and a.received <= started]
+    while_gone = [a for a in load.answers if killed + 0.2 <= a.sent and a.received <= back]
     return {
         "answers": len(load.answers),
         "degraded_before": sum(a.degraded for a in steady),

@@ -153,6 +153,10 @@ def test_plan_says_how_long_and_exits_3_where_that_is_too_long():
     assert "--per-day" in refused(DataError, "plan", MODEL)
     assert "--variance" in refused(DataError, "plan", MODEL, "--per-day", 100)
     refused(InvalidPlanError, *enough, "--power", 0.2)
+    refused(InvalidPlanError, *enough, "--paired-variance", 0.001)  # its policy has no shadow_rate
+    pairs = (*enough, "--paired-variance", 0.001, "--shadow-rate", 1.0)
+    assert json.loads(good(*pairs, "--json"))["paired"]["promote_rows"] < told["promote"]["rows"] / 2
+    assert "On the same rows (100% of the champion's): PROMOTE after" in good(*pairs)
 
 
 def test_a_shadow_is_compared_overall_and_by_segment(tmp_path: Path):

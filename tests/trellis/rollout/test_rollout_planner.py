@@ -9,9 +9,10 @@ from scipy import stats
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout import CanaryInputs, LossStream, exposures_of, next_share, ready_to_step
-from trellis.rollout.planner import plan_trial
+from trellis.rollout.pairs import Pairs
+from trellis.rollout.planner import plan_pairs, plan_trial
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import QUALITY, decide
+from trellis.rollout.verdict import QUALITY, decide, pairs_alpha
 
 POLICY = RolloutPolicy(max_days=60)
 VARIANCE, PER_DAY = 0.03, 900
@@ -86,3 +87,29 @@ def test_questions_without_an_answer_are_refused():
     for wrong in ({"difference": 0.02}, {"harm": 0.02}):
         with pytest.raises(InvalidPlanError, match="told for certain"):
             plan_trial(POLICY, **good | wrong)
+
+
+def test_the_planned_pairs_decide_with_the_planned_power():
+    """Normal differences with known truth, looked at every day; a plan is conservative, so at least the power."""
+    rng, sd, per_day = np.random.default_rng(8), 0.03, 1_000
+    policy = RolloutPolicy(margin=0.002, shadow_rate=0.5, steps=(0.1, 0.5))
+    need = plan_pairs(policy, variance=sd**2, per_day=per_day, power=0.8, harm=0.004)
+    assert need.promote_rows == pytest.approx(250 * need.promote_days, abs=1.0)  # half of the champion's half
+    for truth, rows, decided in (
+        (0.0, need.promote_rows, lambda low, up, mean: up < policy.margin),
+        (0.004, need.roll_back_rows, lambda low, up, mean: low > 0 and mean > policy.margin),
+    ):
+        came = 0
+        for _ in range(200):
+            gap = truth + sd * rng.normal(size=rows)
+            pairs = Pairs(rows, float(gap.sum()), float(gap @ gap), bound=sd)
+            came += decided(*pairs.bounds(pairs_alpha(policy)), pairs.mean)
+        assert came >= 0.7 * 200
+
+
+def test_pairs_that_are_not_compared_or_make_no_sense_are_not_planned():
+    with pytest.raises(InvalidPlanError, match="nothing on the same rows"):
+        plan_pairs(RolloutPolicy(), variance=0.01, per_day=100)
+    for given in ({"variance": 0.0}, {"per_day": 0.0}, {"power": 0.4}, {"harm": 0.001}):
+        with pytest.raises(InvalidPlanError, match="Cannot plan pairs"):
+            plan_pairs(RolloutPolicy(shadow_rate=0.5), **{"variance": 0.01, "per_day": 100.0, **given})
