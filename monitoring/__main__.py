@@ -188,7 +188,11 @@ def _replay(chosen: argparse.Namespace) -> int:
     since = chosen.since or until - timedelta(days=7)
     frame = read_predictions(settings().home.resolve(), chosen.model, since=since, until=until)
     store = offline_store(subject.spec)
-    report = None if store is None else replay(frame, subject.spec, dict(subject.views), store, most=chosen.rows)
+    report = (
+        None
+        if store is None
+        else replay(subject.read_alike(frame), subject.spec, dict(subject.views), store, most=chosen.rows)
+    )
     if report is None:
         raise ConfigError(f"{chosen.model!r} joins no features.", remedy="There is nothing to recompute.")
     if chosen.json:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import pandas as pd
 
 from trellis.contract import ModelSpec
 from trellis.drift import REQUEST, Reference, declared_unit
@@ -29,6 +32,7 @@ class Subject:
         views: Feature view by column; ``request`` and ``on_demand`` for what no feature table holds.
         sla_hours: Largest healthy age of features by view, in hours.
         loss_models: What is expected of predictions without labels, by version; a version may lack it.
+        services: Feature service by version, for those that read another than the champion.
     """
 
     spec: ModelSpec
@@ -37,6 +41,11 @@ class Subject:
     views: Mapping[str, str]
     sla_hours: Mapping[str, float] = field(default_factory=dict)
     loss_models: Mapping[str, LossModel] = field(default_factory=dict)
+    services: Mapping[str, str] = field(default_factory=dict)
+
+    def read_alike(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the predictions of versions that read the champion's feature service."""
+        return frame[~frame["version"].isin(list(self.services))] if self.services else frame
 
     @property
     def units(self) -> dict[str, str]:
@@ -46,7 +55,7 @@ class Subject:
 
 
 def subject_of(model: str, settings: Settings) -> Subject:
-    """Find the champion of a model and its baseline.
+    """Find the champion of a model, its baseline, and the thresholds and features that it was released with.
 
     Raises:
         UnknownModelError: No plug-in of that name.
@@ -57,27 +66,48 @@ def subject_of(model: str, settings: Settings) -> Subject:
     from trellis.adapters.plan_store import PlanStore
     from trellis.adapters.remote_artifacts import local_artifact
     from trellis.catalog import Catalogue
+    from trellis.rollout import bound
 
-    spec = Catalogue([settings.models]).plugin(model).spec
+    declared = Catalogue([settings.models]).plugin(model).spec
     plan = PlanStore(settings.database_url).current(model)
     if plan is None:
         raise RegistryError(
             f"{model!r} has no rollout plan.", where=settings.database_url, remedy="Deploy a version first."
         )
     champion = plan.champion
+    spec = bound(declared, champion.release)
     path = local_artifact(champion.location, champion.digest, settings.directory()) / REFERENCE_FILE
+    if champion.release is not None and champion.release.baseline:
+        _require_same(path, champion.release.baseline)
     reference = watched(read_reference(path), spec)
+    history = PlanStore(settings.database_url).history(model)
     seen = {
-        v.version: (v.location, v.digest)
-        for change in PlanStore(settings.database_url).history(model)
-        for v in (*change.plan.variants, *change.plan.shadows)
+        v.version: (v.location, v.digest) for change in history for v in (*change.plan.variants, *change.plan.shadows)
     }
     models: dict[str, LossModel] = {}
     for version, (location, digest) in seen.items():
         with contextlib.suppress(TrellisError, OSError):  # an artifact that is gone, or older than loss models
             file = local_artifact(location, digest, settings.directory()) / LOSS_FILE
             models[version] = LossModel.loads(file.read_bytes(), where=file)
-    return Subject(spec, plan.champion.version, reference, views_of(spec, settings.home), loss_models=models)
+    services = {
+        v.version: v.release.feature_service
+        for change in history
+        for v in change.plan.variants
+        if v.release is not None and v.release.feature_service not in ("", spec.feature_service)
+    }
+    return Subject(
+        spec, plan.champion.version, reference, views_of(spec, settings.home), loss_models=models, services=services
+    )
+
+
+def _require_same(path: Path, digest: str) -> None:
+    """Refuse a baseline that is not the one the version was released with."""
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise DataError(
+            "The drift baseline is not the one that the version was released with.",
+            where=path,
+            remedy="Restore the artifact's files; its digest is in the rollout plan.",
+        )
 
 
 def watched(reference: Reference, spec: ModelSpec) -> Reference:

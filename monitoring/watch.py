@@ -163,7 +163,7 @@ def _skew(rows: pd.DataFrame, subject: Subject, store: OfflineFeatures | None) -
     if store is None:
         return None
     try:
-        return replay(rows, subject.spec, dict(subject.views), store)
+        return replay(subject.read_alike(rows), subject.spec, dict(subject.views), store)
     except DataError as error:  # a look without its replay is better than none
         logger.error("the skew of %s could not be replayed: %s", subject.spec.name, error)
         return None

@@ -67,10 +67,12 @@ class Features:
     Attributes:
         source: Digest of the tables they were built from; empty where the model joins no features.
         version: Digest of the feature service's definition and of the code that built the tables.
+        definition: Digest of the feature service's definition alone, by which it is served.
     """
 
     source: str
     version: str
+    definition: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class TrainingSet:
         snapshot: Digest of the raw data behind it.
         features: Version of the features; empty where there are none.
         since, until: The period of the rows, RFC 3339; empty where rows have no time.
+        definition: As in ``Features``.
     """
 
     path: str
@@ -93,6 +96,7 @@ class TrainingSet:
     features: str
     since: str
     until: str
+    definition: str = ""
 
 
 def _tables_intact(validated: Validated) -> bool:
@@ -179,10 +183,11 @@ def build_features(model: str, validated: Validated, code: str) -> Features:
         plugin.build_features(Path(validated.tables.path), directory)
     store = feature_store()
     store.apply()
-    version = hashlib.sha256(dumps([store.describe(service)["digest"], code]).encode()).hexdigest()
+    definition = store.describe(service)["digest"]
+    version = hashlib.sha256(dumps([definition, code]).encode()).hexdigest()
     record = {"source": validated.tables.digest, "version": version}
     (directory / "tables.json").write_text(dumps(record))
-    return Features(**record)
+    return Features(**record, definition=definition)
 
 
 @step(keep=False)
@@ -222,7 +227,9 @@ def build_training_set(
     key = hashlib.sha256(dumps([model, validated, features, code, since, until]).encode()).hexdigest()
     path = settings().directory("training-sets") / f"{model}-{key[:16]}.parquet"
     digest = save_dataset(dataset, path)
-    return TrainingSet(str(path), digest, len(dataset), validated.snapshot, features.version, since, until)
+    return TrainingSet(
+        str(path), digest, len(dataset), validated.snapshot, features.version, since, until, features.definition
+    )
 
 
 @flow

@@ -289,7 +289,8 @@ class Work:
             why = f"Version {cycle.version} regressed: {cycle.why}"
             controller().rollback(self._model, self._spec.rollout, who="platform", why=why)
         mirror(self._model)
-        return Returned(f"Version {self._champion} answers again, with the drift baseline in its artifact.")
+        back = f"Version {self._champion} answers again"
+        return Returned(f"{back}, with the features, the thresholds and the drift baseline that it was released with.")
 
     @property
     def _champion(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from pipelines.stores import decisions, plans, registry
 from trellis.adapters.failure_log import read_assigned
 from trellis.adapters.plan_store import Change
 from trellis.adapters.prediction_log import read_labels, read_shadows
+from trellis.adapters.releases import served_definition
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
@@ -253,7 +255,9 @@ def mirror(model: str) -> None:
 
 def controller() -> RolloutController:
     """Return the controller of the settings' store."""
-    return RolloutController(settings().database_url)
+    now = settings()
+    served = partial(served_definition, now.feature_repo, now.directory(), now.online_store)
+    return RolloutController(now.database_url, served=served)
 
 
 def _followed(model: str, now: str) -> Decision | None:

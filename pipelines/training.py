@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
 from trellis.adapters.plan_store import Change
 from trellis.adapters.registry import RunRecord
+from trellis.adapters.releases import FILE as RELEASE
+from trellis.adapters.releases import registered_release
 from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import sign_artifact
 from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
@@ -35,7 +38,7 @@ from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
 from trellis.metrics import blocks_of, intervals
 from trellis.patterns import patterns_agree
-from trellis.rollout import Variant, first_plan
+from trellis.rollout import Variant, first_plan, release_of
 from trellis.settings import settings
 
 REFERENCE = "reference.json"
@@ -275,6 +278,7 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
         "snapshot_digest": data.snapshot,
         "feature_service": plugin.spec.feature_service or "none",
         "feature_version": data.features or "none",
+        "feature_definition": data.definition or "none",
         "plugin_version": plugin.spec.version,
         "recipe": candidate.recipe.name,
         "start": candidate.start or "none",
@@ -288,6 +292,7 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
     numbers = {name: value[1] for name, value in evaluation.metrics.items()}
     numbers |= {f"{name}.lower": value[0] for name, value in evaluation.metrics.items()}
     numbers |= {f"{name}.upper": value[2] for name, value in evaluation.metrics.items()}
+    baseline = hashlib.sha256(Path(candidate.path, REFERENCE).read_bytes()).hexdigest()
     record = RunRecord(
         key=run_key(candidate.model, candidate.digest, data.digest),
         params={"recipe": candidate.recipe.name, "seed": candidate.recipe.seed, **candidate.recipe.params},
@@ -297,6 +302,7 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
         documents={
             "card.md": model_card(plugin.spec, lineage, evaluation.metrics, decision),
             "conformance.json": report,
+            RELEASE: dumps(release_of(plugin.spec, features=data.definition, baseline=baseline)),
         },
     )
     if settings().signing_key is not None:
@@ -325,7 +331,8 @@ def plan_rollout(model: str, version: Rival, decision: Decision) -> int:
         registry().set_stage(model, version.version, stage)
         return 0
     policy = plugin_named(model).spec.rollout
-    variant = Variant(version.version, "champion", 1.0, version.path, version.digest)
+    release = registered_release(registry(), model, version.version)
+    variant = Variant(version.version, "champion", 1.0, version.path, version.digest, release)
     if plan is None:
         first = first_plan(model, variant, salt=f"{model}-{version.version}", unit=policy.unit)
         why = f"{decision.id}: {decision.verdict.reason}"

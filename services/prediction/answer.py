@@ -17,7 +17,8 @@ from services.prediction.cache import AnswerCache
 from services.prediction.columns import batch, column, rfc3339, to_json
 from services.prediction.errors import UnavailableError, VersionError
 from services.prediction.failures import Attempt, Log, failure_records, keep
-from services.prediction.features import Found, OnlineFeatures, find
+from services.prediction.feature_versions import find_each
+from services.prediction.features import Found, OnlineFeatures
 from services.prediction.identity import without_unit
 from services.prediction.metrics import Metrics
 from services.prediction.runtime import Active, LoadedVersion, ModelRuntime, score
@@ -109,9 +110,6 @@ class Answerer:
         active = model.active
         assert active is not None
         values = [row.__dict__ for row in rows]
-        if not isinstance(found, Found):
-            sent = [row.model_fields_set for row in rows]
-            found = find(model.spec, self._features, values, sent, self._metrics, found)
         plan = active.plan
         ids = [f"{request_id}#{i}" for i in range(len(rows))]
         # Without a unit each row is drawn by itself: rows of one request must not share their luck (see LossStream).
@@ -119,11 +117,15 @@ class Answerer:
         attempt = Attempt() if attempt is None else attempt
         # In the logs a unit is a hash; a prediction's own id tells nothing of anybody.
         hidden = ids if plan.unit is None else [self._hide(unit) for unit in units]
+        variants = [_pinned(active, version)] * len(rows) if version else [plan.assign(unit) for unit in units]
+        specs = [active.reads.get(v.version, model.spec) for v in variants] if active.reads else [model.spec]
+        if active.reads or not isinstance(found, Found):
+            down = None if isinstance(found, Found) else found
+            sent = [row.model_fields_set for row in rows]
+            found = find_each(specs, self._features, values, sent, self._metrics, down)
         attempt.common = common = partial(_common, model.spec, plan.revision, ids, hidden, values, rfc3339(received))
-        if version:
-            variants = [_pinned(active, version)] * len(rows)
-        else:
-            attempt.assigned = variants = [plan.assign(unit) for unit in units]
+        if not version:
+            attempt.assigned = variants
         if found.fallback:
             # Such a row is not scored: what it would be scored on is known to be no good.
             attempt.links["default"] = next(iter(found.fallback.values()))

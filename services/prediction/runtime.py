@@ -72,12 +72,14 @@ class Active:
     A canary that could not be loaded is not in ``versions``: the champion, which always is, answers in its place, and
     each such row counts as one that the canary failed on.
     ``previous`` is the champion before this one, kept warm for requests on which the champion breaks; after a rollback
-    there is none, because a version that was rolled back is not to answer again.
+    there is none, because a version that was rolled back is not to answer again. ``reads`` is the declaration by
+    version for those that were released with another feature service than it names.
     """
 
     plan: RolloutPlan
     versions: Mapping[str, LoadedVersion]
     previous: LoadedVersion | None = None
+    reads: Mapping[str, ModelSpec] = field(default_factory=dict)
 
     @property
     def champion(self) -> LoadedVersion:
@@ -257,7 +259,7 @@ class Models:
         model.faults, model.retry_at = faults, now + _RETRY_SECONDS
         if plan.champion.version in versions:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(plan, versions, _previous(active, plan))
+            model.active = Active(plan, versions, _previous(active, plan), _reads(model.spec, plan, versions))
             self._metrics.revision.labels(name).set(plan.revision)
             self._metrics.expect(name, versions)
             if not repeated:
@@ -285,6 +287,20 @@ class Models:
         if not known:
             logger.error("%s %s cannot be loaded, what is held goes on answering: %s", name, what, error)
         return f"{type(error).__name__}: {error}"
+
+
+def _reads(spec: ModelSpec, plan: RolloutPlan, versions: Mapping[str, LoadedVersion]) -> dict[str, ModelSpec]:
+    """Return the declaration by version where a version reads another feature service than it names.
+
+    Where a version could not be loaded the champion answers, and from the champion's features.
+    """
+    reads: dict[str, ModelSpec] = {}
+    for variant in plan.variants:
+        answers = variant if variant.version in versions else plan.champion
+        service = answers.release.feature_service if answers.release is not None else ""
+        if service and service != spec.feature_service:
+            reads[variant.version] = replace(spec, feature_service=service)
+    return reads
 
 
 def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:

@@ -23,6 +23,7 @@ TrellisError
 │   ├── RolloutBusyError        another rollout of the model is going on
 │   ├── LeaseHeldError          another controller is acting on the model
 │   ├── ExpiredRolloutError     the rollout is over, or past its deadline
+│   ├── FeatureVersionError     the features that a version learned from are no longer served
 │   └── ClockError              the time given cannot follow what was recorded
 ├── LoopError                   the loop cannot do what was asked
 ├── StorageError                the disk or a store refused a write
@@ -159,6 +160,10 @@ class LeaseHeldError(RolloutError):
 
 class ExpiredRolloutError(RolloutError):
     """The rollout is over, or past its deadline."""
+
+
+class FeatureVersionError(RolloutError):
+    """The features that a version learned from are no longer served, or not by that definition."""
 
 
 class ClockError(RolloutError):

@@ -15,6 +15,7 @@ from trellis.errors import ExpiredRolloutError, RolloutBusyError, RolloutError, 
 from trellis.rollout.asked import follows, plan_for
 from trellis.rollout.document import Rollout
 from trellis.rollout.plan import RolloutPlan, Variant, previous_champion
+from trellis.rollout.release import Served, require_served
 from trellis.rollout.state import adopt, begin, ended_by_hand, next_state, paused, promoted_by_hand, resumed
 
 
@@ -27,12 +28,15 @@ class RolloutController:
     Args:
         url: SQLAlchemy URL of the plan store.
         lease_seconds: For how long a controller may act before another may take over.
+        served: Tells by which definition a feature service is served: no version becomes the champion on features that
+            are served no longer. None asks nothing.
     """
 
-    def __init__(self, url: str, *, lease_seconds: float = 30.0) -> None:
+    def __init__(self, url: str, *, lease_seconds: float = 30.0, served: Served | None = None) -> None:
         self.plans = PlanStore(url)
         self.store = RolloutStore(url)
         self._seconds = lease_seconds
+        self._served = served
 
     def start(
         self,
@@ -182,6 +186,7 @@ class RolloutController:
         Raises:
             RolloutError: No reason is given, or there is no plan.
             InvalidPlanError: There never was another champion.
+            FeatureVersionError: Its features are no longer served as it learned them; nothing was changed.
             StaleRevisionError: Somebody else was faster.
         """
         _reason(why)
@@ -189,6 +194,7 @@ class RolloutController:
         if state is not None and not state.final:
             return self._write(state, ended_by_hand(state, "rolled_back", ""), plan, policy, who, why)
         back = previous_champion([change.plan for change in self.plans.history(model)])
+        self._require_features(plan, back)
         return self.plans.save(back, expected_revision=plan.revision, who=who, why=why)
 
     def close(self) -> None:
@@ -237,16 +243,33 @@ class RolloutController:
         lease: Lease | None = None,
     ) -> RolloutPlan:
         moved = before is None or _place(before) != _place(after)
+        asked = plan_for(after, plan, policy) if moved else plan
+        self._require_features(plan, asked)
         return self.store.commit(
             before,
             after,
-            plan_for(after, plan, policy) if moved else plan,
+            asked,
             expected_revision=plan.revision,
             who=who,
             why=why,
             decision=decision,
             lease=lease,
         )
+
+    def _require_features(self, before: RolloutPlan, after: RolloutPlan) -> None:
+        """Refuse a champion on features that are gone; the same features as now make nothing worse."""
+        old, new = before.champion.release, after.champion.release
+        same = (
+            old is not None
+            and new is not None
+            and (old.feature_service, old.features)
+            == (
+                new.feature_service,
+                new.features,
+            )
+        )
+        if self._served is not None and not same:
+            require_served(after.champion.version, new, self._served)
 
 
 def gate_of(history: Sequence[Change]) -> str:

@@ -94,6 +94,7 @@ def explain(model: Model, as_json: AsJson = False) -> None:
             t.state.id, (event or t.at)[:16], place(t.state), str(t.revision), t.who, t.why, t.decision or "–"
         )
     Console().print(table)
+    _print_reigns(controller.plans.history(model))
     last = next((t.decision for t in reversed(found) if t.decision), "")
     if last:
         typer.echo(f"The arithmetic of the last decision: trellis explain {last}")
@@ -130,6 +131,27 @@ def shadow(
         typer.echo(f"memory that loading it took: {found['memory_mb']:g} MB")
     if found["failed"]:
         typer.echo(f"{found['failed']} rows could not be scored")
+
+
+def _print_reigns(history: Any) -> None:
+    """Print who was the champion from which revision, and what came with it."""
+    table = Table(title="Who answered, and what came with each: a rollback brings back all of a row", expand=True)
+    for name in ("from revision", "version", "model", "features", "thresholds", "drift baseline", "who"):
+        table.add_column(name, overflow="fold")
+    before = None
+    for change in history:
+        champion = change.plan.champion
+        now, release = (champion.version, champion.release), champion.release
+        if now == before:
+            continue
+        before = now
+        cells = ("unknown",) * 3
+        if release is not None:
+            digest = release.features.removeprefix("sha256:")[:8]
+            features = f"{release.feature_service} {digest}" if release.feature_service else "none"
+            cells = (features, release.thresholds[:8], release.baseline[:8])
+        table.add_row(str(change.plan.revision), f"v{champion.version}", champion.digest[:8], *cells, change.who)
+    Console().print(table)
 
 
 @app.command("pause")
@@ -307,21 +329,28 @@ def _variant(controller: Any, model: str, version: str) -> Any:
 
     known = [v for c in controller.plans.history(model) for v in c.plan.variants if v.version == version]
     if known:
-        location, digest = known[-1].location, known[-1].digest
+        location, digest, release = known[-1].location, known[-1].digest, known[-1].release
     else:
         from trellis.adapters.registry import ModelRegistry
+        from trellis.adapters.releases import registered_release
 
         registry = ModelRegistry(settings().tracking_uri, settings().directory("mlflow", "artifacts"))
         found = registry.version(model, version)
         location, digest = str(found.location), found.digest
+        release = registered_release(registry, model, version)
     verify_artifact(local_artifact(location, digest, settings().directory()), digest, settings().verify_key)
-    return Variant(version, "canary", 0.0, location, digest)
+    return Variant(version, "canary", 0.0, location, digest, release)
 
 
 def _controller() -> Any:
+    from functools import partial
+
+    from trellis.adapters.releases import served_definition
     from trellis.adapters.rollout_controller import RolloutController
 
-    return RolloutController(settings().database_url)
+    now = settings()
+    served = partial(served_definition, now.feature_repo, now.directory(), now.online_store)
+    return RolloutController(now.database_url, served=served)
 
 
 def _policy(model: str, *, needed: bool = True) -> RolloutPolicy:

@@ -163,7 +163,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Returned:
-    """The version before answers again, with the drift baseline in its artifact."""
+    """The version before answers again, with all that it was released with."""
 
     why: str
 

@@ -12,6 +12,7 @@ from trellis.rollout.plan import (
     with_canary,
     without_canary,
 )
+from trellis.rollout.release import Release, bound, release_of, require_served
 from trellis.rollout.stream import LossStream
 from trellis.rollout.verdict import CanaryInputs, next_share, ready_to_step
 
@@ -19,15 +20,19 @@ __all__ = [
     "CanaryInputs",
     "Exposure",
     "LossStream",
+    "Release",
     "RolloutPlan",
     "Shadow",
     "Variant",
+    "bound",
     "exposures_of",
     "first_plan",
     "next_share",
     "previous_champion",
     "promoted",
     "ready_to_step",
+    "release_of",
+    "require_served",
     "unit_position",
     "with_canary",
     "without_canary",

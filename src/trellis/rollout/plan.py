@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from trellis.errors import InvalidPlanError
+from trellis.rollout.release import Release
 
 Role = Literal["champion", "canary", "standby"]
 
@@ -28,6 +29,7 @@ class Variant:
         weight: Share of units, in [0, 1].
         location: Directory of the sealed artifact, so that serving needs no registry.
         digest: Digest of that artifact, checked at load.
+        release: What it was released with; None in plans older than releases.
     """
 
     version: str
@@ -35,6 +37,7 @@ class Variant:
     weight: float
     location: str
     digest: str
+    release: Release | None = None
 
 
 @dataclass(frozen=True)
