@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from trellis.artifact import ONNX_MODEL, read_manifest, seal, verify
 from trellis.checks import run_checks
 from trellis.contract import ExportsOnnx, ModelPlugin, TrainingData, TrainingRun, select
 from trellis.decision import Decision, decision_of, dumps
+from trellis.ensemble import ENSEMBLE
 from trellis.errors import ArtifactError, BrokenPluginError, StorageError, TrellisError
 from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
@@ -305,6 +306,8 @@ def register(candidate: Candidate, evaluation: Evaluation, decision: Decision, r
             RELEASE: dumps(release_of(plugin.spec, features=data.definition, baseline=baseline)),
         },
     )
+    if (members := Path(candidate.path, ENSEMBLE)).exists():
+        record = replace(record, documents={**record.documents, ENSEMBLE: members.read_text()})
     if settings().signing_key is not None:
         secret = settings().signing_password
         sign_artifact(Path(candidate.path), settings().signing_key, secret.get_secret_value() if secret else None)

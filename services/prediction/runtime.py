@@ -21,6 +21,7 @@ from trellis.adapters.remote_artifacts import local_artifact
 from trellis.adapters.signing import verify_artifact
 from trellis.artifact import ONNX_MODEL
 from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
+from trellis.ensemble import load_artifact
 from trellis.errors import ArtifactError, InvalidPlanError, StorageError, UnknownModelError, close_matches
 from trellis.rollout.plan import RolloutPlan, Variant
 
@@ -331,7 +332,7 @@ def load(model: ModelRuntime, variant: Variant, home: Path, verify_key: Path | N
 
         predictor, engine = OnnxPredictor(directory / ONNX_MODEL), "onnx"
     else:
-        predictor, engine = model.plugin.load(directory), "python"
+        predictor, engine = load_artifact(model.plugin, directory), "python"
     version = LoadedVersion(variant.version, variant.digest, predictor, engine)
     inputs = select(model.sample, model.spec.inputs)
     fastest = float("inf")

@@ -204,8 +204,29 @@ def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     assert (plans().current(MODEL).champion.version, plans().current(MODEL).revision) == (old, revision)
 
 
+def ensemble_of_two(plugin, artifact: Path, champion: Path) -> None:
+    """Hold an ensemble against its members' own numbers: the champion, and one trained on the window alone."""
+    import json
+
+    from trellis.ensemble import load_artifact
+
+    told = {m["name"]: m for m in json.loads((artifact / "ensemble.json").read_text())["members"]}
+    assert set(told) == {"new", "1"}
+    assert sum(m["weight"] for m in told.values()) == pytest.approx(1)
+    gains = {name: max(0.0, m["guessing"] - m["loss"]) for name, m in told.items()}
+    assert told["1"]["weight"] == pytest.approx(gains["1"] / sum(gains.values()))
+    names = list(told)
+    parts = {name: plugin.load(artifact / "members" / str(names.index(name))) for name in names}
+    old = plugin.load(champion)
+    assert (parts["1"].low, parts["1"].high) == (old.low, old.high)
+    mean = sum(told[name]["weight"] * parts[name].high for name in names)
+    answer = load_artifact(plugin, artifact).predict({"x": np.array([1.0], np.float32), "z": np.array(["a"])})
+    assert answer["probability"][0] == pytest.approx(mean)
+
+
 @pytest.mark.parametrize(
-    ("method", "since"), [("full", ""), ("window", text(5)), ("incremental", text(0)), ("online", text(0))]
+    ("method", "since"),
+    [("full", ""), ("window", text(5)), ("incremental", text(0)), ("online", text(0)), ("ensemble", text(5))],
 )
 def test_the_policys_method_decides_what_is_trained_on_and_from_what(trained: Path, monkeypatch, method, since):
     from dataclasses import replace
@@ -234,8 +255,10 @@ def test_the_policys_method_decides_what_is_trained_on_and_from_what(trained: Pa
     assert rows.known.max() < np.datetime64(text(35)[:-1])
     if since:
         assert rows.time.min() >= np.datetime64(since[:-1])
-    assert made.start == ("1" if method in ("incremental", "online") else "")
-    if method in ("full", "window"):
+    assert made.start == ("1" if method in ("incremental", "online", "ensemble") else "")
+    if method == "ensemble":
+        ensemble_of_two(plugin, Path(made.path), Path(registry().version(MODEL, "1").location))
+    if method in ("full", "window", "ensemble"):
         assert not steps
         return
     sizes = [len(step) for step in steps]

@@ -7,6 +7,7 @@ from pathlib import Path
 from trellis.adapters.signing import verify_artifact
 from trellis.artifact import ONNX_MODEL
 from trellis.contract import ModelPlugin, Predictor
+from trellis.ensemble import load_artifact
 from trellis.errors import ArtifactError
 
 
@@ -35,4 +36,4 @@ def load_predictor(
         from trellis.adapters.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(directory / ONNX_MODEL), "onnx"
-    return plugin.load(directory), "python"
+    return load_artifact(plugin, directory), "python"

@@ -23,6 +23,7 @@ from trellis.checks.exchange import read_batch, read_dataset, write_batch
 from trellis.checks.memory import peak_memory_mb
 from trellis.checks.suite import cause_of
 from trellis.contract import ExportsOnnx, TrainingData, TrainingRun
+from trellis.ensemble import load_artifact
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CALLS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.sendto", "socket.connect"}
@@ -58,7 +59,7 @@ def main(directory: Path) -> None:
     begin = time.perf_counter()
     try:
         plugin = Catalogue(task["folders"], task["entry_points"]).plugin(task["name"])
-        predictor = plugin.load(Path(task["artifact"]))
+        predictor = load_artifact(plugin, Path(task["artifact"]))
         write_batch(directory / "answer", predictor.predict(read_batch(directory / "rows")))
         result["load_seconds"] = time.perf_counter() - begin
     except (Exception, SystemExit) as error:

@@ -38,6 +38,7 @@ from trellis.contract import (
     select,
     take,
 )
+from trellis.ensemble import load_artifact
 from trellis.errors import DuplicateModelError, UnknownModelError
 
 T = TypeVar("T")
@@ -234,7 +235,7 @@ class Subject:
         if self.artifact is None:
             return self.trained
         given = self.artifact
-        return self._part("loaded", "loading the artifact", lambda: self.plugin.load(given))
+        return self._part("loaded", "loading the artifact", lambda: load_artifact(self.plugin, given))
 
     def answer(self, batch: Batch, doing: str = "predict") -> dict[str, NDArray[Any]]:
         """Predict, and refuse an answer that is not as declared.

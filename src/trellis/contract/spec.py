@@ -14,7 +14,7 @@ from trellis.errors import ContractError
 FieldKind = Literal["float", "int", "bool", "category", "text", "timestamp", "tensor"]
 Task = Literal["binary", "multiclass", "regression"]
 Strategy = Literal["canary", "blue_green", "ab", "bandit"]
-RetrainMethod = Literal["full", "window", "incremental", "online"]
+RetrainMethod = Literal["full", "window", "incremental", "online", "ensemble"]
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,62}$")
 
@@ -234,10 +234,13 @@ class RetrainPolicy:
         label_volume: Train again when so many labels are newer than the training data; None for no such trigger.
         method: What a retraining starts from and which rows it sees. ``full``: from nothing, every row. ``window``:
             from nothing, those of the last ``window_days``. ``incremental``: the champion learns the rows since its own
-            in one go. ``online``: the same in their order, ``online_rows`` at a time. The latter two need the plug-in's
-            ability ``LearnsOnline``.
-        window_days: Days of rows of ``window``.
+            in one go. ``online``: the same in their order, ``online_rows`` at a time; these two need the plug-in's
+            ability ``LearnsOnline``. ``ensemble``: a new member from nothing on the rows of the last ``window_days``
+            joins the champion's, and all are weighed on the newest rows (see ``trellis.ensemble``).
+        window_days: Days of rows of ``window``, and of each member of ``ensemble``.
         online_rows: Rows of one step of ``online``.
+        members: Most members of ``ensemble``.
+        decay_days: Half-life of a row's weight where members are weighed, in days.
         max_attempts: How often a training is tried before the retraining counts as failed.
         max_failures: After so many retrainings in a row that led to no better version, the circuit breaker opens.
         breaker_days: How long it stays open before one more retraining is tried, in days of event time.
@@ -253,6 +256,8 @@ class RetrainPolicy:
     method: RetrainMethod = "full"
     window_days: float = 90.0
     online_rows: int = 256
+    members: int = 5
+    decay_days: float = 14.0
     max_attempts: int = 3
     max_failures: int = 3
     breaker_days: float = 30.0
@@ -265,9 +270,9 @@ class RetrainPolicy:
         _require(
             self.cooldown_days >= 0 and self.budget_per_month >= 0, "retrain", "needs a cooldown and a budget >= 0"
         )
-        days = min(self.window_days, self.breaker_days)
+        days = min(self.window_days, self.breaker_days, self.decay_days)
         _require(days > 0 and self.verify_days >= 0, "retrain", "needs days above zero")
-        counts = (self.online_rows, self.max_attempts, self.max_failures, self.verify_labels)
+        counts = (self.online_rows, self.members, self.max_attempts, self.max_failures, self.verify_labels)
         _require(min(counts) >= 1, "retrain", "needs counts of one or more")
         for name in ("schedule_days", "label_volume"):
             value = getattr(self, name)

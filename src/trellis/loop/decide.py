@@ -235,6 +235,8 @@ def _method(policy: RetrainPolicy) -> str:
         "window": f"from nothing, on the rows of the last {policy.window_days:g} days",
         "incremental": "the champion learns the rows since its own",
         "online": f"the champion learns the rows since its own in their order, {policy.online_rows} at a time",
+        "ensemble": f"a member from nothing on the rows of the last {policy.window_days:g} days joins the champion's, "
+        f"at most {policy.members}, weighed on the newest rows with a half-life of {policy.decay_days:g} days",
     }[policy.method]
 
 

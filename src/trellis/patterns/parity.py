@@ -19,6 +19,7 @@ from trellis.adapters.datasets import save_dataset
 from trellis.adapters.loading import load_predictor
 from trellis.checks.compare import ATOL, ONNX_ATOL, ONNX_RTOL, RTOL, difference
 from trellis.contract import Batch, Dataset, ModelPlugin, concat, row_count, select, take
+from trellis.ensemble import load_artifact
 from trellis.errors import ContractError
 from trellis.patterns.batch import BatchModel, predict_batch
 from trellis.patterns.export import export_model
@@ -95,7 +96,7 @@ def patterns_agree(
             ways["embedded"] = run_export(plugin, place / "export", lines)
     found = {way: difference(answer, one_by_one, rtol=rtol, atol=atol) for way, answer in ways.items()}
     if engine == "onnx":
-        own = _outputs(plugin, plugin.load(artifact).predict(inputs))
+        own = _outputs(plugin, load_artifact(plugin, artifact).predict(inputs))
         found["plug-in"] = difference(own, one_by_one, rtol=max(rtol, ONNX_RTOL), atol=max(atol, ONNX_ATOL))
     problems = {way: problem for way, (problem, _) in found.items() if problem}
     return Parity(count, {way: worst for way, (_, worst) in found.items()}, problems)
