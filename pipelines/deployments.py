@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pipelines import batch, data, loop, rollout, training
+from pipelines import batch, data, loop, rollout, stack_loop, training
 from pipelines.steps import Flow
 from trellis.errors import ConfigError
 from trellis.settings import settings
@@ -17,7 +17,15 @@ from trellis.settings import settings
 NAME = "trellis"
 FLOWS: dict[str, Flow[Any, Any]] = {
     flow.function.__name__: flow
-    for flow in (data.prepare_data, training.train_model, rollout.advance_rollout, loop.turn_loop, batch.predict_table)
+    for flow in (
+        data.prepare_data,
+        training.train_model,
+        rollout.advance_rollout,
+        loop.turn_loop,
+        stack_loop.watch_model,
+        stack_loop.retrain_model,
+        batch.predict_table,
+    )
 }
 
 
@@ -53,6 +61,8 @@ def serve_deployments() -> None:
 def _deployment(name: str, flow: Flow[Any, Any]) -> Any:
     from prefect.types.entrypoint import EntrypointType
 
-    made = flow.prefect.to_deployment(name=NAME, entrypoint_type=EntrypointType.MODULE_PATH)
+    # Applied anew, a deployment's automations are replaced: doing it twice leaves one.
+    triggers = [stack_loop.retraining_trigger()] if name == "retrain_model" else []
+    made = flow.prefect.to_deployment(name=NAME, entrypoint_type=EntrypointType.MODULE_PATH, triggers=triggers)
     made.entrypoint = f"{__name__}.{name}"
     return made

@@ -25,7 +25,7 @@ from trellis.drift import CONVERSIONS, declared_unit
 from trellis.drift.simulate import Change, Simulated, Simulator
 from trellis.errors import ConfigError, DataError, RequestError
 
-SCENARIOS = ("calm", "unit", "nulls", "recode", "covariate", "concept", "label")
+SCENARIOS = ("calm", "unit", "nulls", "stale", "recode", "time_zone", "covariate", "concept", "label")
 _LEFT_OUT = ("evidently", "logs", "game-day", "alerts", "quarantine")
 _ALARMS = ("DRIFT", "UPSTREAM_FAULT")
 _ROWS = 200
@@ -73,7 +73,9 @@ class Report:
         start: Event time of the change.
         days: Every day.
         false_alarms: Alarms before the change.
-        noticed_after_days: From the change to the first alarm after it; None if it was not noticed.
+        noticed_after_days: From the known change point to the end of the first look that noticed it, event time; None
+            if it was not noticed.
+        noticed_after_looks: How many looks that took, that one included; None if it was not noticed.
         named: Whether that alarm names a column the change was put into; None where the change is in no column.
         done: What followed: alerts, retraining decisions, where the loop stands.
     """
@@ -85,6 +87,7 @@ class Report:
     days: tuple[Day, ...]
     false_alarms: int
     noticed_after_days: float | None
+    noticed_after_looks: int | None
     named: bool | None
     done: tuple[str, ...]
 
@@ -140,6 +143,13 @@ def change_for(scenario: str, spec: ModelSpec, columns: Sequence[str], start: da
         named = tuple(f.name for f in fields if f.nullable)[: len(columns) or 1]
         if named:
             return [Change("nulls", named, start=at)]
+    elif scenario == "stale" and numbers:
+        key = next((name for name in spec.entity_keys if name in spec.inputs), None)
+        return [Change("stale", numbers[: len(columns) or 1], start=at, key=key)]
+    elif scenario == "time_zone":
+        named = tuple(f.name for f in fields if f.name in numbers and f.minimum == 0 and f.maximum in (23, 24))
+        if named:
+            return [Change("time_zone", named[: len(columns) or 1], start=at, size=5)]
     elif scenario == "recode":
         named = tuple(f.name for f in fields if f.kind == "category" and f.choices is None)[: len(columns) or 1]
         if named:
@@ -227,9 +237,14 @@ def report_of(model: str, scenario: str, named: tuple[str, ...], start: datetime
     done += [f"the loop is {days[-1].stage}"] if days else []
     return Report(
         model, scenario, named, start.isoformat(), tuple(days), len(before),
-        None if noticed is None else round(noticed, 2), right if named and after else None,
+        None if noticed is None else round(noticed, 2), _looks(after, days), right if named and after else None,
         tuple(dict.fromkeys(done)),
     )  # fmt: skip
+
+
+def _looks(after: Sequence[Day], days: Sequence[Day]) -> int | None:
+    """Return how many looks with the change in their rows it took to notice it."""
+    return [d.until for d in days if d.injected].index(after[0].until) + 1 if after else None
 
 
 def _noticed(days: Sequence[Day], named: Sequence[str]) -> list[Day]:

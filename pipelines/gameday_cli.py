@@ -86,7 +86,8 @@ def _told(chosen: argparse.Namespace) -> int:
     else:
         console.print(table)
         after = report.noticed_after_days
-        when = "was not noticed" if after is None else f"noticed after {after:g} days"
+        looks = f"{report.noticed_after_looks} look{'s' if report.noticed_after_looks != 1 else ''}"
+        when = "was not noticed" if after is None else f"noticed at {looks}, {after:g} days after {report.start[:16]}"
         where = "" if report.named is None else f", {'rightly' if report.named else 'NOT'} named"
         console.print(f"{report.scenario} in {', '.join(report.columns) or 'the labels'}: {when}{where}.")
         console.print(f"Done: {'; '.join(report.done)}. False alarms before: {report.false_alarms}.")

@@ -213,17 +213,18 @@ class Work:
 
     Args:
         model: Whose loop.
-        found: What the look found.
+        found: What the look found; None where nothing is weighed.
         retraining: How a candidate is made.
     """
 
-    def __init__(self, model: str, found: Look, retraining: Retraining) -> None:
+    def __init__(self, model: str, found: Look | None, retraining: Retraining) -> None:
         self._model, self._found, self._retraining = model, found, retraining
         self._spec = plugin_named(model).spec
         self.decision: Decision
 
     def weigh(self, state: Loop, now: str) -> Weighed:  # noqa: ARG002 (read anew where the decision is taken)
         """Decide whether to train again."""
+        assert self._found is not None
         self.decision = weigh_retraining(self._model, now, self._found)
         inputs = TypeAdapter(RetrainInputs).validate_python(self.decision.inputs["inputs"])
         leading, verdict = dominant(inputs), self.decision.verdict

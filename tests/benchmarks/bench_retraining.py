@@ -35,7 +35,7 @@ SPEC = ModelSpec(
     target=Target("y", "Truth.", classes=("no", "yes")),
     metric=Metric("auc", 0.5),
 )
-DAYS, PER_DAY, BEGIN, EVERY, WINDOW = 540, 200, 120, 14, 60
+DAYS, PER_DAY, BEGIN, EVERY, WINDOW = 540, 200, 120, 14, 30
 START = np.datetime64("2024-01-01", "us")
 DRIFT = START + np.timedelta64(180, "D")
 POLICY = RetrainPolicy()

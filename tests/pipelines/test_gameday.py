@@ -1,7 +1,7 @@
 """A game day: what a scenario changes, what counts as noticed, and that a home in use is copied whole."""
 
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ SPEC = ModelSpec(
         Field("line", "category", "The line."),
         Field("load", "float", "How full it is."),
         Field("temp", "float", "Air temperature, degrees Fahrenheit.", nullable=True),
+        Field("hour", "float", "Local hour of departure.", minimum=0, maximum=24),
     ),
-    inputs=("line", "load", "temp"),
+    inputs=("line", "load", "temp", "hour"),
     outputs=(Field("probability", "float", "Of being late."),),
     target=Target("late", "Whether it came late.", ("no", "yes")),
     metric=Metric("auc", 0.6),
@@ -35,8 +36,10 @@ START = datetime(2013, 7, 8, tzinfo=UTC)
         ("unit", ("temp",), "upstream"),
         ("nulls", ("temp",), "upstream"),
         ("recode", ("line",), "upstream"),
-        ("covariate", ("load", "temp"), "data"),
-        ("concept", ("load", "temp"), "concept"),
+        ("stale", ("load",), "upstream"),
+        ("time_zone", ("hour",), "upstream"),
+        ("covariate", ("load", "temp", "hour"), "data"),
+        ("concept", ("load", "temp", "hour"), "concept"),
         ("label", (), "label"),
     ],
 )
@@ -94,6 +97,9 @@ def day(number, outcome="STABLE", *, injected=True, columns=(), kind="none", ref
 def test_noticed_is_what_is_new_or_names_it(days, noticed, named, false):
     found = report_of("ferry", "unit", ("temp",), datetime(2013, 7, 8), days)
     assert (found.noticed_after_days, found.named, found.false_alarms) == (noticed, named, false)
+    looks = [d.until for d in days if d.injected]
+    end = None if noticed is None else (datetime(2013, 7, 8) + timedelta(days=noticed)).isoformat()
+    assert found.noticed_after_looks == (None if end is None else looks.index(end) + 1)
 
 
 def test_a_home_in_use_is_copied_whole_and_without_its_channels(tmp_path: Path):

@@ -108,7 +108,7 @@ def server(home: Path, tmp_path: Path) -> Iterator[tuple[httpx.Client, dict[str,
             except httpx.TransportError:
                 return False
 
-        _until(healthy, 90, log)
+        _until(healthy, 240, log)
         yield api, environment
 
 
@@ -152,6 +152,7 @@ def test_flows_run_and_are_deployed_under_a_real_server(
     log = tmp_path / "deploy.log"
     with _process([sys.executable, "-m", "pipelines", "deploy"], environment, log, signal.SIGTERM):
         names = {"prepare-data", "train-model", "advance-rollout", "turn-loop", "predict-table"}
+        names |= {"watch-model", "retrain-model"}
         _until(lambda: len(api.post("/deployments/filter", json={}).json()) == len(names), 60, log)
         assert {api.get(f"/deployments/name/{name}/trellis").status_code for name in names} == {200}
         made = api.get("/deployments/name/train-model/trellis").json()["id"]
@@ -171,3 +172,72 @@ def test_flows_run_and_are_deployed_under_a_real_server(
     assert [change.plan.revision for change in plans().history("toy_binary")] == [1]
     assert [v.version for v in registry().versions("toy_binary")] == [outcome["version"]]
     assert decisions().get(outcome["decision"]).verdict.outcome == "PROMOTE"
+
+
+@pytest.mark.timeout(900)
+def test_a_decision_to_retrain_is_an_event_that_an_automation_acts_on_once(
+    server: tuple[httpx.Client, dict[str, str]], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from pipelines.stores import decisions, loops, plans, registry
+    from pipelines.training import Recipe, train_model
+    from tests.pipelines.test_loop_flow import MODEL, serve, text
+
+    api, environment = server
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert train_model(MODEL, Recipe("linear"), until=text(0)).verdict == "PROMOTE"
+    serve(home, 10, 7)
+    serve(home, 17, 21, law=0.1)  # the same x means the opposite now
+    log = tmp_path / "deploy.log"
+    command = [sys.executable, "-m", "pipelines", "deploy"]
+
+    def automations() -> list[dict[str, Any]]:
+        return api.post("/automations/filter", json={}).json()
+
+    def runs(flow: str) -> list[dict[str, Any]]:
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        return api.post("/flow_runs/filter", json=asked).json()
+
+    def ended(flow: str, count: int) -> Any:
+        states = [run["state_type"] for run in runs(flow)]
+        over = [state for state in states if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+        return over if len(over) >= count else None
+
+    with _process(command, environment, log, signal.SIGTERM):
+        first = _until(automations, 200, log)
+    with _process(command, environment, log, signal.SIGTERM):
+
+        def replaced() -> Any:
+            found = automations()
+            return found if found and found[0]["id"] != first[0]["id"] else None
+
+        (made,) = _until(replaced, 200, log)  # set up twice, there is one
+        assert made["trigger"]["expect"] == ["trellis.retrain.*"]
+        watch = api.get("/deployments/name/watch-model/trellis").json()["id"]
+        asked = {"parameters": {"model": MODEL, "now": text(38), "report": False}, "state": {"type": "SCHEDULED"}}
+        assert api.post(f"/deployments/{watch}/create_flow_run", json=asked).status_code in (200, 201)
+        assert _until(lambda: ended("watch-model", 1), 300, log) == ["COMPLETED"], log.read_text()[-3_000:]
+        (decision,) = [d for d in decisions().list(MODEL, "retrain") if d.verdict.outcome == "RETRAIN"]
+        # Nobody but the automation asks for the retraining.
+        assert _until(lambda: ended("retrain-model", 1), 300, log) == ["COMPLETED"], log.read_text()[-3_000:]
+        (run,) = runs("retrain-model")
+        assert run["parameters"] | {"now": ""} == {"model": MODEL, "decision": decision.id, "now": ""}
+        assert run["created_by"]["type"] == "AUTOMATION"
+        state = loops().current(MODEL)
+        assert (state.stage, state.cycle.decision, state.cycles) == ("rollout", decision.id, 1)
+        assert [v.version for v in registry().versions(MODEL)] == ["1", "2"]
+        revision = plans().current(MODEL).revision
+
+        # The event comes twice more, as after a lost answer: two runs, and nothing is done twice.
+        again = (
+            "import sys; from prefect.events import emit_event\n"
+            "for _ in range(2):\n"
+            "    emit_event('trellis.retrain.drift',\n"
+            "               resource={'prefect.resource.id': f'trellis.model.{sys.argv[1]}'},\n"
+            "               payload={'model': sys.argv[1], 'decision': sys.argv[2], 'at': sys.argv[3]})\n"
+        )
+        line = [sys.executable, "-c", again, MODEL, decision.id, text(38)]
+        done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert _until(lambda: ended("retrain-model", 3), 300, log) == ["COMPLETED"] * 3, log.read_text()[-3_000:]
+    assert loops().current(MODEL) == state
+    assert (len(registry().versions(MODEL)), plans().current(MODEL).revision) == (2, revision)

@@ -10,7 +10,7 @@ from trellis.loop.decide import (
     label_signal,
     schedule_signal,
 )
-from trellis.loop.driver import LoopStates, LoopWork, turn
+from trellis.loop.driver import LONG, LoopStates, LoopWork, begin, go_on, turn
 from trellis.loop.state import (
     FRUITLESS,
     Begun,
@@ -35,6 +35,7 @@ from trellis.loop.verify import VerifyInputs, decide_verify
 
 __all__ = [
     "FRUITLESS",
+    "LONG",
     "Begun",
     "Cycle",
     "Event",
@@ -55,10 +56,12 @@ __all__ = [
     "VerifyInputs",
     "Weighed",
     "asked",
+    "begin",
     "cancelled",
     "decide_retrain",
     "decide_verify",
     "dominant",
+    "go_on",
     "label_signal",
     "next_state",
     "paused",

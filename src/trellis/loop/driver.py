@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
 from trellis.contract import RetrainPolicy
 from trellis.errors import TrellisError
+from trellis.loop.decide import read_moment
 from trellis.loop.state import (
     Begun,
     Cycle,
@@ -22,6 +24,9 @@ from trellis.loop.state import (
     Weighed,
     next_state,
 )
+
+# Stages whose work takes long and costs; each attempt is written down before it begins.
+LONG = ("training", "gating")
 
 
 class LoopWork(Protocol):
@@ -81,30 +86,89 @@ def turn(states: LoopStates, work: LoopWork, policy: RetrainPolicy, model: str, 
         ClockError: ``now`` lies before the last move.
     """
     with states.lease(model) as lease:
-
-        def take(state: Loop, event: Event) -> Loop:
-            move = next_state(state, event, policy, now)
-            if move.state is state:
-                return state
-            states.commit(state, move.state, who="platform", why=move.why, decision=move.decision, lease=lease)
-            return move.state
-
+        take = _taker(states, policy, now, lease)
         state = take(states.current(model), work.weigh(states.current(model), now))
-        while (cycle := state.open) is not None:
-            if state.stage in ("training", "gating"):
-                state = take(state, Begun())
-                if state.open is None:
-                    break
-                cycle = state.open
-            before = state
-            try:
-                event = _do(state, cycle, work, now)
-            except TrellisError as error:
-                event = Failed(str(error))
-            state = take(state, event)
-            if state is before or isinstance(event, Failed):
-                break  # the next turn goes on
-        return state
+        return _go_on(state, take, work, now)
+
+
+def begin(states: LoopStates, work: LoopWork, policy: RetrainPolicy, model: str, now: str) -> Loop:
+    """Do what ``turn`` does but the long work: weigh once, and follow a rollout; training and gating are left.
+
+    For a stack, where the retraining is a run of its own that ``go_on`` does.
+
+    Args:
+        states: The store.
+        work: What the stages ask for.
+        policy: The model's retraining policy.
+        model: Whose loop.
+        now: Event time, RFC 3339.
+
+    Returns:
+        Where the loop stands afterwards; ``training`` or ``gating`` where ``go_on`` has work.
+
+    Raises:
+        LeaseHeldError, StaleRevisionError, ClockError: As in ``turn``.
+    """
+    with states.lease(model) as lease:
+        take = _taker(states, policy, now, lease)
+        state = take(states.current(model), work.weigh(states.current(model), now))
+        return state if state.stage in LONG else _go_on(state, take, work, now)
+
+
+def go_on(states: LoopStates, work: LoopWork, policy: RetrainPolicy, model: str, now: str, decision: str) -> Loop:
+    """Go on with the retraining that a decision began, and with no other: saying it twice does it once.
+
+    Args:
+        states: The store.
+        work: What the stages ask for.
+        policy: The model's retraining policy.
+        model: Whose loop.
+        now: Event time, RFC 3339; where the loop has moved since, the time of its last move.
+        decision: Id of the decision to retrain.
+
+    Returns:
+        Where the loop stands; as it was found where the decision's retraining is over or superseded.
+
+    Raises:
+        LeaseHeldError, StaleRevisionError: As in ``turn``.
+    """
+    with states.lease(model) as lease:
+        state = states.current(model)
+        if state.open is None or state.open.decision != decision:
+            return state
+        at = now
+        if state.moved_at and read_moment(now) < read_moment(state.moved_at):
+            at = state.moved_at
+        return _go_on(state, _taker(states, policy, at, lease), work, at)
+
+
+def _taker(states: LoopStates, policy: RetrainPolicy, now: str, lease: Any) -> Callable[[Loop, Event], Loop]:
+    def take(state: Loop, event: Event) -> Loop:
+        move = next_state(state, event, policy, now)
+        if move.state is state:
+            return state
+        states.commit(state, move.state, who="platform", why=move.why, decision=move.decision, lease=lease)
+        return move.state
+
+    return take
+
+
+def _go_on(state: Loop, take: Callable[[Loop, Event], Loop], work: LoopWork, now: str) -> Loop:
+    while (cycle := state.open) is not None:
+        if state.stage in LONG:
+            state = take(state, Begun())
+            if state.open is None:
+                break
+            cycle = state.open
+        before = state
+        try:
+            event = _do(state, cycle, work, now)
+        except TrellisError as error:
+            event = Failed(str(error))
+        state = take(state, event)
+        if state is before or isinstance(event, Failed):
+            break  # the next turn goes on
+    return state
 
 
 def _do(state: Loop, cycle: Cycle, work: LoopWork, now: str) -> Event:
