@@ -7,10 +7,9 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipelines.card import model_card
 from pipelines.data import Tables, TrainingSet, load, model_code, prepare_data
@@ -21,6 +20,7 @@ from pipelines.scoring import latency_p95_ms, loss_model_of, reference_of, score
 from pipelines.splits import split
 from pipelines.steps import flow, run_key, step
 from pipelines.stores import decisions, plans, registry
+from pipelines.trained import Candidate, Evaluation, Outcome, Recipe, Rival
 from trellis.adapters.lineage import environment, git_state
 from trellis.adapters.loading import load_predictor
 from trellis.adapters.plan_store import Change
@@ -35,8 +35,8 @@ from trellis.contract import ExportsOnnx, ModelPlugin, TrainingData, TrainingRun
 from trellis.decision import Decision, decision_of, dumps
 from trellis.ensemble import ENSEMBLE
 from trellis.errors import ArtifactError, BrokenPluginError, StorageError, TrellisError
-from trellis.gates import GateInputs, gate_inputs
 from trellis.gates import decide as decide_gate
+from trellis.gates import gate_inputs
 from trellis.metrics import blocks_of, intervals
 from trellis.patterns import patterns_agree
 from trellis.rollout import Variant, first_plan, release_of
@@ -45,80 +45,6 @@ from trellis.settings import settings
 REFERENCE = "reference.json"
 _PARITY_ROWS = 200
 LOSS_MODEL = "performance.json"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: everything beside data and code that may change the outcome."""
-
-    name: str
-    seed: int = 2013
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trained and sealed artifact that no version names yet.
-
-    Attributes:
-        model, recipe: What it is.
-        path: Directory of the artifact.
-        digest: Its digest.
-        training_set: What it was trained on.
-        start: Version that learned these rows; empty where it was trained from nothing.
-    """
-
-    model: str
-    recipe: Recipe
-    path: str
-    digest: str
-    training_set: TrainingSet
-    start: str = ""
-
-
-@dataclass(frozen=True)
-class Rival:
-    """The champion a candidate is compared with."""
-
-    version: str
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a candidate did on rows it has not seen.
-
-    Attributes:
-        metrics: Name to lower bound, value and upper bound, at 95 %.
-        evidence: The gate's inputs.
-        rival: Version of the champion on the same rows; empty without one.
-    """
-
-    metrics: Mapping[str, tuple[float, float, float]]
-    evidence: GateInputs
-    rival: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training flow ends with.
-
-    Attributes:
-        version: The registered version.
-        decision: Id of the gate's decision.
-        verdict: Its outcome.
-        reason: Its sentence.
-        metrics: As in the evaluation.
-        revision: Revision of the rollout plan that names the version; 0 where none does.
-    """
-
-    version: str
-    decision: str
-    verdict: str
-    reason: str
-    metrics: Mapping[str, tuple[float, float, float]]
-    revision: int
 
 
 def _intact(candidate: Candidate) -> bool:

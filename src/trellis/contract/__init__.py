@@ -12,18 +12,20 @@ from trellis.contract.plugin import (
     TrainingData,
     TrainingRun,
 )
-from trellis.contract.spec import (
+from trellis.contract.policies import (
     DriftPolicy,
-    Field,
-    FieldKind,
     GatePolicy,
-    Metric,
-    ModelSpec,
     QualityPolicy,
     RetrainMethod,
     RetrainPolicy,
     RolloutPolicy,
     Strategy,
+)
+from trellis.contract.spec import (
+    Field,
+    FieldKind,
+    Metric,
+    ModelSpec,
     Target,
     Task,
 )
