@@ -295,9 +295,7 @@ class PredictionService:
             if parsed.id is None:
                 return work()
             return await self._once(model, parsed.id, body, version, _done(work))
-        # A version that was released with another feature service than the declaration's is fed its own.
-        other = model.active is not None and model.active.reads
-        read = None if other else self._one_rows.read(model.spec, rows, work, self.metrics)
+        read = self._one_rows.read(model.spec, rows, work, self.metrics) if model.reads_alike else None
         make: Callable[[], Awaitable[bytes]]
         if quick and read is not None and read.is_for_loops:
             make = partial(self._workers.here, read.fetch, read.finish, deadline)

@@ -116,6 +116,11 @@ class ModelRuntime:
         """The model's declaration."""
         return self.plugin.spec
 
+    @property
+    def reads_alike(self) -> bool:
+        """Whether every version reads the feature service that the declaration names; else each is fed its own."""
+        return self.active is None or not self.active.reads
+
     @classmethod
     def of(cls, name: str, plugin: ModelPlugin) -> ModelRuntime:
         """Prepare a model from its plug-in, with one sample row."""

@@ -38,7 +38,7 @@ def _process(command: list[str], environment: dict[str, str], log: Path, stop: s
     finally:
         process.send_signal(stop)
         try:
-            process.wait(20)
+            process.wait(60)
         finally:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
