@@ -96,7 +96,6 @@ def served(home: Path) -> dict[str, dict[str, object]]:
     plans = PlanStore(now.database_url)
     service = PredictionService(home, Limits(), plans, Catalogue([now.models]), store, Metrics(CollectorRegistry()))
     service.models.poll()
-    before = len(read_predictions(home, MODEL))
     rows = [{"shop": f"s{i}", "at": "2013-03-25T12:00:00Z"} for i in range(20)]
 
     async def ask() -> httpx.Response:
@@ -109,7 +108,9 @@ def served(home: Path) -> dict[str, dict[str, object]]:
     service._workers.close()
     plans.close()
     assert answer.status_code == 200, answer.text
-    found = read_predictions(home, MODEL).iloc[before:]
+    found = read_predictions(home, MODEL)
+    found = found[found["id"].str.startswith(answer.json()["request_id"])]
+    assert len(found) == len(rows)
     return {
         str(version): {
             "low": part["features.sales"].min(),
