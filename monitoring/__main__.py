@@ -107,6 +107,8 @@ def _look(chosen: argparse.Namespace) -> int:
     from monitoring.skew import offline_store, skew_text
     from monitoring.subject import subject_of
     from monitoring.watch import watch
+    from trellis.adapters.database import engine
+    from trellis.adapters.decision_store import DecisionStore
     from trellis.decision import dumps
 
     subject = subject_of(chosen.model, settings())
@@ -122,6 +124,8 @@ def _look(chosen: argparse.Namespace) -> int:
         report=not chosen.no_report,
         store=offline_store(subject.spec) if chosen.skew else None,
     )
+    # By hand, by the exporter or by the loop: every look can be explained later. One taken again is the same decision.
+    DecisionStore(engine(settings().database_url)).record(result.decision)
     tell(settings().home.resolve(), *outbox_of(settings()))
     verdict = result.decision.verdict
     if chosen.json:
@@ -144,6 +148,7 @@ def _look(chosen: argparse.Namespace) -> int:
         if result.skew is not None and result.skew.mismatched:
             sys.stdout.write(f"  skew: {skew_text(result.skew)}\n")
         sys.stdout.write(f"  evidence {result.evidence}\n")
+        sys.stdout.write(f"  trellis explain {result.decision.id}\n")
     return EXIT_CODES[verdict.outcome]
 
 

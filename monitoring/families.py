@@ -31,7 +31,9 @@ def outcomes_of(
         return ()
     label = np.where(found.known.known, found.known.value, np.nan)
     own = np.where(found.rows["version"].to_numpy(dtype=str) == version, place, -1)
-    return tuple(outcomes_like(found.score[own == i], label[own == i], reference.outcomes) for i in range(count))
+    day = found.times.astype("datetime64[D]")
+    chosen = [own == i for i in range(count)]
+    return tuple(outcomes_like(found.score[c], label[c], reference.outcomes, day[c]) for c in chosen)
 
 
 def ties_of(frame: pd.DataFrame, spec: ModelSpec, place: NDArray[np.int64], count: int) -> tuple[Signal, ...]:

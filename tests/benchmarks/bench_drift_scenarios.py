@@ -1,6 +1,7 @@
 """Fourteen changes and two calms, every detector and the consensus beside always-fire and never-fire.
 
-Run: ``python tests/benchmarks/bench_drift_scenarios.py`` (1 seed, a minute), ``--full`` (10 seeds) or ``--seeds N``.
+Run: ``python tests/benchmarks/bench_drift_scenarios.py`` (1 seed, a minute), ``--full`` (10 seeds) or
+``--seeds N``; ``--first K`` begins with another seed than 0, on which nothing was tuned.
 
 Every run is 26 weeks of training and 12 weeks of service, looked at once a week; the change sets in after the sixth.
 Scenarios come from ``trellis.drift.simulate`` and from river's generators (SEA, Agrawal, Sine: synthetic, nothing is
@@ -168,7 +169,7 @@ def run(scenario: Scenario, seed: int) -> tuple[dict[str, list[bool]], str | Non
             f"{t.astype('datetime64[s]')}Z" for t in (TIME[part.start], TIME[part.start] + 7 * 86_400_000_000)
         )
         windows.append(summarise_window(batch, fields, reference, start=start, end=end))
-        outcomes.append(outcomes_like(score[part], target[part], reference.outcomes))
+        outcomes.append(outcomes_like(score[part], target[part], reference.outcomes, day[part]))
         losses.append(loss_sums(loss[part], day[part]))
     calm = slice(TRAIN * PER_WEEK - 6 * PER_WEEK, ROWS)
     streams = scan_losses(loss[calm], (loss > 0.25)[calm], calm=6 * PER_WEEK)
@@ -241,13 +242,14 @@ def main() -> None:
     seeds = 10 if "--full" in sys.argv else 1
     if "--seeds" in sys.argv:
         seeds = int(sys.argv[sys.argv.index("--seeds") + 1])
+    base = int(sys.argv[sys.argv.index("--first") + 1]) if "--first" in sys.argv else 0
     started = time.perf_counter()
     scores: dict[str, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
     delays: dict[str, list[float | None]] = defaultdict(list)
     false: dict[str, int] = defaultdict(int)
     names: dict[str, list[str | None]] = defaultdict(list)
     for title, scenario in SCENARIOS.items():
-        for seed in range(seeds):
+        for seed in range(base, base + seeds):
             alarms, named = run(scenario, seed)
             names[title].append(named)
             marks = "".join("!" if on else "." for on in alarms["consensus"])

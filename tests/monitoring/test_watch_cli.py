@@ -12,11 +12,16 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from monitoring import __main__ as cli
 from monitoring.subject import Subject, read_reference, views_of
 from monitoring.watch import watch
+from trellis.adapters.database import engine
+from trellis.adapters.decision_store import DecisionStore
+from trellis.cli import app
 from trellis.errors import DataError, UnknownModelError
+from trellis.settings import settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +53,19 @@ def test_exit_codes_and_json(served, command, capsys) -> None:
     assert Path(body["alert"]).exists()
     assert body["report"] is None
     assert command("watch", "ferry_delay", "--until", "2014-01-01", "--no-report") == 5
+
+
+def test_a_look_by_hand_can_be_explained_and_one_taken_again_is_one_decision(served, command, capsys) -> None:
+    until = served.serve(7, lambda r: {**r, "temp": (r["temp"] - 32) / 1.8}).isoformat()
+    for _ in range(2):
+        assert command("watch", "ferry_delay", "--until", until, "--no-report") == 4
+    told = capsys.readouterr().out.splitlines()[-1].split()
+    assert told[:2] == ["trellis", "explain"]
+    kept = DecisionStore(engine(settings().database_url)).list("ferry_delay", "drift")
+    assert [d.verdict.outcome for d in kept] == ["UPSTREAM_FAULT"]
+    explained = CliRunner().invoke(app, told[1:])
+    assert explained.exit_code == 0, explained.output
+    assert "temp looks converted from degF to degC" in " ".join(explained.output.split())
 
 
 def test_performance_as_a_table_and_as_json_at_any_past_moment(served, command, capsys) -> None:

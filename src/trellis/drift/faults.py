@@ -18,7 +18,7 @@ from trellis.drift.reference import Reference, ReferenceColumn, distance, null_r
 from trellis.drift.shift import Shift
 from trellis.drift.statistics import shares
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
-from trellis.drift.units import UnitMatch, find_conversion
+from trellis.drift.units import UnitMatch, find_conversion, returns_to_grid
 from trellis.drift.zones import find_zone_shift
 
 REQUEST, PREDICTION = "request", "prediction"
@@ -28,7 +28,7 @@ _NULL_JUMP = 0.1
 # Steps between windows, in training's own largest step. A unit change needs the first from the last healthy window and
 # the second from every one; a bare jump needs the third from every one.
 _UNIT_STEP, _UNIT_NOVELTY, _JUMP_STEP = 1.0, 0.6, 1.5
-# No conversion moves a column by less, in spreads; the search for one is a look's dearest part.
+# No conversion moves a column by less, in spreads.
 _STILL = 0.05
 # A column whose spread in some training period was below this share of the whole may well be constant for a window.
 _VARIES = 0.15
@@ -227,21 +227,28 @@ def _fault(
         and isinstance(last, NumericSummary)
         and isinstance(column.summary, NumericSummary)
     ):
-        match = find_conversion(
-            np.array(last.quantiles),
-            np.array(now.quantiles),
-            scale(column.summary),
-            known=np.concatenate([h.quantiles for h in (column.summary, *healthy) if isinstance(h, NumericSummary)]),
-            unit=unit,
-            tolerance=max(0.5, usual),
-        )
         far = step > max(0.3, _UNIT_STEP * usual) and nearest > _UNIT_NOVELTY * usual
-        if match is not None and (far or match.exact):
-            return fault("unit", _unit_text(match), match.residual, match.before / 3, match.exact)
-        zone = find_zone_shift(
-            np.array(last.quantiles), np.array(now.quantiles), scale(column.summary), tolerance=max(0.15, usual)
+        spread, quantiles = scale(column.summary), np.array(now.quantiles)
+        earlier = np.concatenate(
+            [h.quantiles for h in (column.summary, *healthy[:-1]) if isinstance(h, NumericSummary)]
         )
-        if zone is not None and far:
+        # The search is a look's dearest part. Near by, only a grid could prove a conversion: where there is none, or
+        # the values still lie on it, nothing is to be found.
+        match = None
+        if far or returns_to_grid(np.array(last.quantiles), quantiles, earlier, spread):
+            match = find_conversion(
+                np.array(last.quantiles),
+                quantiles,
+                spread,
+                known=np.concatenate([earlier, last.quantiles]),
+                unit=unit,
+                tolerance=max(0.5, usual),
+                exact_only=not far,
+            )
+        if match is not None:
+            return fault("unit", _unit_text(match), match.residual, match.before / 3, match.exact)
+        zone = find_zone_shift(np.array(last.quantiles), quantiles, spread, tolerance=max(0.15, usual)) if far else None
+        if zone is not None:
             text = (
                 f"looks moved by {zone.hours:+g} hours: {zone.before:.2f} spreads from the last healthy window, "
                 f"{zone.residual:.2f} once turned back"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trellis.contract import Batch
-from trellis.drift.statistics import normal_sf
+from trellis.drift.statistics import normal_sf, student_sf
 from trellis.drift.summary import numbers, texts
 from trellis.errors import DataError
 
@@ -150,7 +150,7 @@ def mmd(
     estimates = np.array(values)
     error = float(estimates.std(ddof=1)) / math.sqrt(len(estimates)) if len(estimates) > 1 else math.inf
     mean = float(estimates.mean())
-    return mean, _student_sf(mean / error, len(estimates) - 1) if error > 0 and math.isfinite(error) else 1.0
+    return mean, student_sf(mean / error, len(estimates) - 1) if error > 0 and math.isfinite(error) else 1.0
 
 
 def _ready(rows: Array, margins: bool, rng: np.random.Generator, most: int) -> Array:
@@ -195,23 +195,6 @@ def _squared(a: Array, b: Array) -> Array:
     return np.asarray(np.maximum(distances, 0.0))
 
 
-def _student_sf(t: float, freedom: int) -> float:
-    """Upper tail of Student's t with whole degrees of freedom, by its finite sum (Abramowitz & Stegun 26.7.3-4)."""
-    theta = math.atan2(t, math.sqrt(freedom))
-    cosine, term, total = math.cos(theta), 1.0, 0.0
-    if freedom % 2:
-        for k in range(1, (freedom - 1) // 2 + 1):
-            total += term * cosine ** (2 * k - 1)
-            term *= 2 * k / (2 * k + 1)
-        inside = 2 / math.pi * (theta + math.sin(theta) * total)
-    else:
-        for k in range(freedom // 2):
-            total += term * cosine ** (2 * k)
-            term *= (2 * k + 1) / (2 * k + 2)
-        inside = math.sin(theta) * total
-    return min(1.0, max(0.0, (1 - inside) / 2))
-
-
 def joint_against_history(history: Sequence[Batch], current: Batch, *, seed: int = 0) -> tuple[Signal, ...]:
     """Compare a window's ties between columns with earlier windows', by how much those differ among each other.
 
@@ -236,7 +219,7 @@ def joint_against_history(history: Sequence[Batch], current: Batch, *, seed: int
         if len(effects) < _LEAST_HISTORY:
             continue
         spread = float(effects.std(ddof=1)) * math.sqrt(1 + 1 / len(effects))
-        p_value = _student_sf((signal.effect - float(effects.mean())) / spread, len(effects) - 1) if spread else 1.0
+        p_value = student_sf((signal.effect - float(effects.mean())) / spread, len(effects) - 1) if spread else 1.0
         text = f"{signal.text} (earlier windows: {effects.mean():.3f} ± {effects.std(ddof=1):.3f} beyond chance)"
         found.append(replace(signal, p_value=max(p_value, signal.p_value), text=text))
     return tuple(found)

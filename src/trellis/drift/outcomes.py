@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trellis.contract import Task
+from trellis.drift.noise import LEAST_PERIODS, Noise, noise_of, roots
 from trellis.drift.statistics import chi_square, chi_square_sf
 from trellis.sums import loss_sums
 
 Array = NDArray[np.float64]
 
 _SCORE_BINS, _LABEL_BINS = 8, 6
+_DAY_ROWS = 30  # fewer say nothing of a day
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Outcomes:
         joint: Labelled rows, one row per bin of the score, one number per label.
         scored: All rows by bin of the score, labelled or not.
         design: Rows of one day resemble each other: independent rows that one effective row takes, at least 1.
+        days: Days with labelled rows, at least 1; unknown counts as one day, for its rows then share all they can.
+        scored_days: Days with any row.
+        noise: By how much days of the reference differ in each of the four questions (``trellis.drift.noise``), in the
+            order of ``OutcomeShift``; empty in windows, and where days are not known.
     """
 
     score_edges: tuple[float, ...]
@@ -47,6 +53,9 @@ class Outcomes:
     joint: tuple[tuple[int, ...], ...]
     scored: tuple[int, ...]
     design: float = 1.0
+    days: int = 1
+    scored_days: int = 1
+    noise: tuple[Noise, ...] = ()
 
     @property
     def table(self) -> Array:
@@ -58,7 +67,8 @@ class Outcomes:
             tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in zip(self.joint, other.joint, strict=True)
         )
         scored = tuple(a + b for a, b in zip(self.scored, other.scored, strict=True))
-        return Outcomes(self.score_edges, self.label_edges, joint, scored, self.design)
+        days, scored_days = max(self.days, other.days), max(self.scored_days, other.scored_days)
+        return Outcomes(self.score_edges, self.label_edges, joint, scored, self.design, days, scored_days)
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,8 @@ class OutcomeShift:
     """How a window's outcomes differ from the reference's.
 
     Every effect is Cohen's w with its expectation under no change taken off (0.1 small, 0.3 medium, 0.5 large; Cohen
-    1988, chapter 7), so it does not grow with the number of rows; every p-value is a chi-square test's on effective
-    rows.
+    1988, chapter 7), so it does not grow with the number of rows; every p-value is a chi-square test's or, where
+    larger, that of the days' own differences.
 
     Attributes:
         prediction: Effect and p-value: the mix of scores, labels not needed.
@@ -109,30 +119,77 @@ def reference_outcomes(
         score_edges = _quantile_edges(values, _SCORE_BINS)
         label_edges = (0.5,) if task == "binary" else _quantile_edges(truth, _LABEL_BINS)
     days = None if blocks is None else np.asarray(blocks)[kept]
-    return _count(values, truth, score_edges, label_edges, _design(truth, days))
+    whole = _count(values, truth, score_edges, label_edges, _design(truth, days), days)
+    if days is None:
+        return whole
+    code = np.unique(days, return_inverse=True)[1]
+    parts = [
+        _count(values[p], truth[p], score_edges, label_edges)
+        for k in range(code.max(initial=-1) + 1)
+        if (p := code == k).sum() >= _DAY_ROWS
+    ]
+    return replace(whole, noise=_noise(whole, parts))
 
 
-def outcomes_like(score: NDArray[Any], label: NDArray[Any], reference: Outcomes) -> Outcomes:
-    """Count a window on the reference's bins; labels not known are NaN, rows without a finite score are left out."""
+def outcomes_like(
+    score: NDArray[Any], label: NDArray[Any], reference: Outcomes, blocks: NDArray[Any] | None = None
+) -> Outcomes:
+    """Count a window on the reference's bins.
+
+    Args:
+        score: As in the reference; rows without a finite score are left out.
+        label: NaN where it is not known.
+        reference: Lays the bins.
+        blocks: Block (day) of every row; without it the window counts as one day.
+    """
     values, truth = _single(np.asarray(score, dtype=np.float64)), np.asarray(label, dtype=np.float64)
     kept = np.isfinite(values)
-    return _count(values[kept], truth[kept], reference.score_edges, reference.label_edges, reference.design)
+    days = None if blocks is None else np.asarray(blocks)[kept]
+    return _count(values[kept], truth[kept], reference.score_edges, reference.label_edges, reference.design, days)
 
 
 def compare_outcomes(reference: Outcomes, current: Outcomes) -> OutcomeShift:
     """Compare a window's outcomes with the reference's."""
-    before, now, design = reference.table, current.table, reference.design
-    scored = np.array(reference.scored, dtype=np.float64), np.array(current.scored, dtype=np.float64)
+    before, now = _questions(reference), _questions(current)
+    days = (current.scored_days, *[current.days] * (len(now) - 1))
+    noises: Sequence[Noise] = reference.noise or [Noise()] * len(now)
+    answers = [
+        _test(*asked, reference.design, noise, _point(*asked), count)
+        for asked, noise, count in zip(zip(before, now, strict=True), noises, days, strict=True)
+    ]
     estimated, error = estimate_labels(reference, current)
-    return OutcomeShift(
-        _test([scored[0]], [scored[1]], design),
-        _test([before.sum(axis=0)], [now.sum(axis=0)], design),
-        _test(before.T, now.T, design),
-        _test(before, now, design),
-        int(now.sum()),
-        estimated,
-        error,
+    return OutcomeShift(answers[0], answers[1], answers[2], answers[3], int(current.table.sum()), estimated, error)
+
+
+def _questions(outcomes: Outcomes) -> tuple[Array, Array, Array, Array]:
+    """Counts of the four questions, each one stratum per row."""
+    table = outcomes.table
+    return np.array([outcomes.scored], dtype=np.float64), table.sum(axis=0)[None, :], table.T, table
+
+
+def _point(reference: Array, current: Array) -> Array:
+    """Coordinates of counts in which a row has variance one: every stratum's, weighted as in the reference.
+
+    A stratum without rows lies where the reference's does.
+    """
+    total = reference.sum()
+    weights = np.sqrt(reference.sum(axis=1) / total if total else np.zeros(len(reference)))
+    return np.concatenate(
+        [w * roots(new if new.sum() else old) for w, old, new in zip(weights, reference, current, strict=True)]
     )
+
+
+def _noise(whole: Outcomes, parts: Sequence[Outcomes]) -> tuple[Noise, ...]:
+    """Measure by how much days differ from all of the reference in each question."""
+    if len(parts) < LEAST_PERIODS:
+        return ()
+    asked = [_questions(p) for p in parts]
+    found = []
+    for k, table in enumerate(_questions(whole)):
+        free = int(((table > 0).sum(axis=1) - 1).clip(min=0).sum())
+        points = np.array([_point(table, day[k]) for day in asked])
+        found.append(noise_of(points, [float(day[k].sum()) for day in asked], free, _point(table, table)))
+    return tuple(found)
 
 
 def estimate_labels(reference: Outcomes, current: Outcomes) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -167,22 +224,35 @@ def estimate_labels(reference: Outcomes, current: Outcomes) -> tuple[tuple[float
     return tuple(float(q) for q in clipped / clipped.sum()), tuple(float(e) for e in errors)
 
 
-def _test(before: Sequence[Array] | Array, now: Sequence[Array] | Array, design: float) -> tuple[float, float]:
-    """Effect and p-value of the hypothesis that each stratum has one distribution on both sides."""
+def _test(before: Array, now: Array, design: float, noise: Noise, point: Array, days: int) -> tuple[float, float]:
+    """Effect and p-value of the hypothesis that each stratum has one distribution on both sides.
+
+    Rows count as if independent, or days as they differ by themselves, whichever is less surprised.
+    """
     statistic, freedom, size = 0.0, 0, 0.0
     for old, new in zip(before, now, strict=True):
-        value, degrees, _ = chi_square(np.asarray(old), np.asarray(new))
+        value, degrees, _ = chi_square(old, new)
         if degrees:
             statistic, freedom = statistic + value, freedom + degrees
             size += float(old.sum() * new.sum() / (old.sum() + new.sum()))
     if not freedom:
         return 0.0, 1.0
-    effect = math.sqrt(max(0.0, statistic - freedom * design) / size)
-    return effect, chi_square_sf(statistic / design, freedom)
+    if not noise.spectrum:
+        effect = math.sqrt(max(0.0, statistic - freedom * design) / size)
+        return effect, chi_square_sf(statistic / design, freedom)
+    rows = float(now.sum())
+    expected = max(freedom / size, sum(noise.variances(rows, days)))
+    p_value = max(chi_square_sf(statistic, freedom), noise.p_value(point, rows, days))
+    return math.sqrt(max(0.0, statistic / size - expected)), p_value
 
 
 def _count(
-    score: Array, label: Array, score_edges: Sequence[float], label_edges: Sequence[float], design: float
+    score: Array,
+    label: Array,
+    score_edges: Sequence[float],
+    label_edges: Sequence[float],
+    design: float = 1.0,
+    days: NDArray[Any] | None = None,
 ) -> Outcomes:
     bins, labels = len(score_edges) + 1, len(label_edges) + 1
     place = np.searchsorted(np.array(score_edges), score, side="left")
@@ -195,6 +265,8 @@ def _count(
         tuple(tuple(int(c) for c in row) for row in joint),
         tuple(int(c) for c in np.bincount(place, minlength=bins)),
         design,
+        1 if days is None else max(1, len(np.unique(days[known]))),
+        1 if days is None else max(1, len(np.unique(days))),
     )
 
 

@@ -20,9 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from trellis.contract import Batch, Field, row_count
 from trellis.decision import dumps
+from trellis.drift.noise import LEAST_PERIODS, Noise, noise_of, roots
 from trellis.drift.outcomes import Outcomes
 from trellis.drift.sketch import Layout, NumericSketch
-from trellis.drift.statistics import chi_square, chi_square_sf, quantile_distance, total_variation
+from trellis.drift.statistics import quantile_distance, total_variation
 from trellis.drift.summary import (
     CategorySummary,
     NumericSummary,
@@ -45,38 +46,6 @@ VOCABULARY = 60
 # Ages have no reference; an hour is their unit.
 _HOURS = Layout((), (0.0, 1.0))
 _MIN_PERIOD_ROWS = 30
-# Fewer pairs of periods tell nothing about their variance; a smaller effect is chance.
-_LEAST_PAIRS = 4
-_NO_EFFECT = 1.25
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How much more windows of healthy data differ than windows of independent rows.
-
-    Attributes:
-        effect: Design effect: independent rows that one effective row takes, at least 1.
-        freedom: Degrees of freedom of the matched chi-square; 0 for independent rows.
-        scale: Its scale at ``rows`` rows per window.
-        rows: Mean rows of the periods it was measured in.
-    """
-
-    effect: float = 1.0
-    freedom: int = 0
-    scale: float = 1.0
-    rows: float = 1.0
-
-    def effective(self, rows: float) -> float:
-        """Rows that count of ``rows``: dependent rows add less and less (Kish 1965: 1 + (m - 1) rho)."""
-        return rows / (1 + (self.effect - 1) * min(rows, self.rows) / self.rows)
-
-    def p_value(self, reference: NDArray[np.float64], current: NDArray[np.float64]) -> float:
-        """Chance of so large a chi-square between a window and training where nothing changed."""
-        statistic, _, p_value = chi_square(reference, current)
-        if not self.freedom:
-            return p_value
-        scale = 1 + (self.scale - 1) * float(current.sum()) / self.rows
-        return max(p_value, chi_square_sf(statistic / scale, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -86,11 +55,13 @@ class ReferenceColumn:
     Attributes:
         summary: All training rows.
         latest: The last whole period of training: the healthy window before the first one served; None without times.
-        noise: How much its windows differ by themselves.
+        noise: How much its windows' shares per bin differ by themselves.
         natural_step: Largest distance (see ``distance``) between consecutive periods; None below three periods.
         narrowest: Smallest standard deviation of a period over the whole one's; 1 without times. 0 says that being
             constant for a period is normal for this column.
         nulls_peak: Largest share of nulls in any period.
+        place_noise: How much windows' place (see ``place_and_width``) differs by itself; knows nothing of categories.
+        width_noise: The same of their width.
     """
 
     summary: Summary
@@ -99,6 +70,8 @@ class ReferenceColumn:
     natural_step: float | None = None
     narrowest: float = 1.0
     nulls_peak: float = 0.0
+    place_noise: Noise = field(default_factory=Noise)
+    width_noise: Noise = field(default_factory=Noise)
 
 
 @dataclass(frozen=True)
@@ -313,31 +286,45 @@ def _column(
         max(steps) if len(steps) >= 2 else None,
         narrowest,
         max((null_rate(p) for p in parts), default=null_rate(whole)),
+        *place_noise(parts, whole),
     )
 
 
 def period_noise(parts: Sequence[Summary]) -> Noise:
-    """Measure by how much consecutive periods differ more than independent rows would.
-
-    The chi-square statistics of neighbouring periods are matched by a scaled chi-square distribution with the same mean
-    and variance (Satterthwaite's approximation, the second-order correction of Rao & Scott 1984, Ann. Stat. 12, with
-    the moments taken from the data). Neighbours share their season, so a season counts as signal and the weather of a
-    week as noise. The degrees of freedom are rounded down, which is cautious.
-    """
-    pairs = [chi_square(a.cells, b.cells) for a, b in pairwise(parts)]
-    statistics = np.array([statistic for statistic, freedom, _ in pairs if freedom])
-    if len(statistics) < _LEAST_PAIRS:
+    """Measure by how much periods of one column differ (see ``trellis.drift.noise``)."""
+    if len(parts) < LEAST_PERIODS:
         return Noise()
-    rows = float(np.mean([p.rows for p in parts]))
-    cells = float(np.mean([freedom for _, freedom, _ in pairs if freedom]))
-    mean, variance = float(statistics.mean()), float(statistics.var(ddof=1))
-    freedom = math.floor(2 * mean * mean / variance) if variance > 0 else math.floor(cells)
-    # Independent rows have as many degrees of freedom as cells: fewer is dependence, more is chance.
-    freedom = max(1, min(freedom, math.floor(cells)))
-    # Two standard errors of the mean are added, for it is known from a few periods only.
-    scale = mean * (1 + 2 * math.sqrt(2 / (freedom * len(statistics)))) / freedom
-    effect = max(1.0, mean / cells)
-    return Noise(effect, freedom, max(1.0, scale), rows) if effect > _NO_EFFECT else Noise()
+    cells = np.array([p.cells for p in parts])
+    used = int((cells.sum(axis=0) > 0).sum())
+    return noise_of(np.array([roots(c) for c in cells]), [p.rows for p in parts], used - 1)
+
+
+def place_noise(parts: Sequence[Summary], whole: Summary) -> tuple[Noise, Noise]:
+    """Measure by how much periods of a number differ in their place, and in their width."""
+    found = [(*at, p.rows - p.nulls) for p in parts if (at := place_and_width(p, whole)) is not None]
+    rows = [r for *_, r in found]
+    first, second = (noise_of(np.array([[at[k]] for at in found]), rows, 1) for k in (0, 1))
+    return first, second
+
+
+def place_and_width(summary: Summary, whole: Summary) -> tuple[float, float] | None:
+    """Where a number's middle 95 % lies and how wide it is, beside the whole's; None for what has no such thing.
+
+    Returns:
+        Its mean in standard deviations of the whole's, and the logarithm of its standard deviation over the whole's
+        times the root of two: of both, rows of a normal distribution have a variance of about one over their number.
+    """
+    if not isinstance(summary, NumericSummary) or not isinstance(whole, NumericSummary):
+        return None
+    if not summary.quantiles or not whole.quantiles:
+        return None
+    before, now = np.array(whole.quantiles)[1:-1], np.array(summary.quantiles)[1:-1]
+    spread = float(before.std())
+    if not spread:
+        return None
+    # A window of one value is a thousandth as wide, not infinitely narrow.
+    narrow = max(float(now.std()) / spread, 1e-3)
+    return float(now.mean() - before.mean()) / spread, math.sqrt(2) * math.log(narrow)
 
 
 def _iso(seconds: int) -> str:

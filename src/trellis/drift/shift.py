@@ -7,8 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate
-from trellis.drift.statistics import jensen_shannon, ks_on_bins, kullback_leibler, psi, psi_bias, wasserstein
+from trellis.drift.noise import roots
+from trellis.drift.reference import Reference, ReferenceColumn, distance, null_rate, place_and_width
+from trellis.drift.statistics import (
+    chi_square,
+    jensen_shannon,
+    ks_on_bins,
+    kullback_leibler,
+    psi,
+    psi_bias,
+    wasserstein,
+)
 from trellis.drift.summary import CategorySummary, NumericSummary, Summary, Window
 
 
@@ -21,7 +30,7 @@ class Shift:
         view: Its feature view.
         psi: Population stability index with its expectation under no change taken off, at least 0.
         raw_psi: The same before that.
-        p_value: Chi-square on production counts, scaled by the column's own noise.
+        p_value: Chi-square on production counts or, where larger, of the column's own noise (``trellis.drift.noise``).
         adjusted: The same, adjusted over all questions of the look.
         ks: Kolmogorov-Smirnov statistic at every cell's edge; 0 for categories.
         jensen_shannon: Distance in [0, 1].
@@ -88,7 +97,7 @@ def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift
         view,
         max(0.0, raw - psi_bias(cells, *rows)),
         raw,
-        noise.p_value(old, new),
+        _p_value(column, now),
         ks[0],
         jensen_shannon(old, new),
         distance(before, now, before),
@@ -100,6 +109,23 @@ def _shift(name: str, view: str, column: ReferenceColumn, now: Summary) -> Shift
         far,
         ks[1],
     )
+
+
+def _p_value(column: ReferenceColumn, now: Summary) -> float:
+    """Rows as if independent, or periods as they differ by themselves: whichever is less surprised.
+
+    A number is asked three times: for its shares, its place and its width; the smallest counts threefold (Bonferroni).
+    """
+    old, new = column.summary.cells, now.cells
+    alone = chi_square(old, new)[2]
+    if not column.noise.spectrum:
+        return alone
+    asked = [column.noise.p_value(roots(new), float(new.sum()))]
+    at, rows = place_and_width(now, column.summary), float(now.rows - now.nulls)
+    if at is not None and column.place_noise.spectrum:
+        noises = (column.place_noise, column.width_noise)
+        asked += [noise.p_value(np.array([x]), rows) for noise, x in zip(noises, at, strict=True)]
+    return max(alone, min(1.0, len(asked) * min(asked)))
 
 
 def trend(reference: Reference, windows: Sequence[Window], name: str) -> float:

@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 
 _MIN_SHARE, _FULL_SHARE = 0.25, 0.85
 _ON_GRID, _OFF_GRID = 0.7, 0.4
+_A_GRID = 0.3  # a share of values that recur by which a column is one of a grid at all: continuous ones never do
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def find_conversion(
     known: Array | None = None,
     unit: str | None = None,
     tolerance: float = 0.5,
+    exact_only: bool = False,
 ) -> UnitMatch | None:
     """Return the conversion that explains ``current`` from ``healthy``, if one does.
 
@@ -154,6 +156,7 @@ def find_conversion(
         known: Values seen in training and in healthy windows, as far as kept; None uses ``healthy``.
         unit: The column's declared unit; only conversions from it are tried. None tries all.
         tolerance: Largest distance left, in ``scale``: what a healthy column moves between windows.
+        exact_only: Whether only a conversion counts that the values' grid speaks for.
     """
     if not len(healthy) or not len(current) or scale <= 0:
         return None
@@ -172,9 +175,9 @@ def find_conversion(
         near_enough = residual <= (2 * tolerance if exact else min(tolerance, before / 3))
         if near_enough and not refuted:
             found.append(UnitMatch(conversion, 1.0, residual, before, exact=exact))
-    if any(m.exact for m in found):
+    if exact_only or any(m.exact for m in found):
         found = [m for m in found if m.exact]
-    if not found:
+    if not found and not exact_only:
         mixed = [UnitMatch(c, *_mixture(c, healthy, current, scale), before) for c in tried]
         limit = min(tolerance, before / 3)
         found = [m for m in mixed if _MIN_SHARE <= m.share < _FULL_SHARE and m.residual <= limit]
@@ -183,6 +186,23 @@ def find_conversion(
     best, *others = sorted(found, key=lambda m: m.residual)
     near = tuple(str(m.conversion) for m in others if m.residual <= best.residual + 0.2)
     return replace(best, alternatives=near)
+
+
+def returns_to_grid(healthy: Array, current: Array, earlier: Array, scale: float) -> bool:
+    """Whether the grid could prove a conversion: healthy values have one, and the current ones have left it.
+
+    Args:
+        healthy: Quantiles of the last healthy window.
+        current: Of the window in question.
+        earlier: Values seen in training and in the healthy windows before.
+        scale: Spread of the column in training.
+    """
+    grid = np.unique(earlier)
+    usual = on_grid(healthy, grid, scale)
+    if usual is None or usual < _A_GRID:
+        return False
+    here = on_grid(current, np.unique(np.concatenate([earlier, healthy])), scale)
+    return here is not None and here <= _OFF_GRID
 
 
 def on_grid(values: Array, grid: Array, scale: float) -> float | None:

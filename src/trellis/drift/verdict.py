@@ -38,7 +38,9 @@ from trellis.drift.findings import Diagnosis, DriftInputs, Harm
 from trellis.drift.joint import Signal
 from trellis.drift.outcomes import OutcomeShift, compare_outcomes
 from trellis.drift.shift import Shift, compare, trend
-from trellis.drift.statistics import normal_sf
+from trellis.drift.statistics import student_sf
+from trellis.metrics import t_quantile
+from trellis.sums import LossSums
 
 _LEAST_LABELS = 200  # in a window, for it to say anything
 _RETRAIN, _WATCH, _FIX, _WAIT, _NONE = "retrain", "watch", "fix upstream", "wait", "none"
@@ -304,9 +306,34 @@ def _harm(inputs: DriftInputs, *, least: int = _LEAST_LABELS) -> Harm | None:
         return None
     for index in range(len(inputs.losses) - 1, -1, -1):
         seen = inputs.losses[index]
-        error = math.hypot(seen.standard_error, 0.0 if math.isnan(expected.standard_error) else expected.standard_error)
-        if seen.rows >= least and not math.isnan(error):
-            increase = seen.mean - expected.mean
-            p_value = normal_sf(increase / error) if error > 0 else float(increase <= 0)
-            return Harm(index, seen.rows, increase, increase - 1.96 * error, p_value, high=increase + 1.96 * error)
+        if seen.rows < least:
+            continue
+        error, freedom = _error_of_increase(expected, seen)
+        if math.isnan(error):
+            continue
+        increase = seen.mean - expected.mean
+        p_value = student_sf(increase / error, freedom) if error > 0 else float(increase <= 0)
+        reach = t_quantile(0.975, freedom) * error
+        return Harm(index, seen.rows, increase, increase - reach, p_value, high=increase + reach)
     return None
+
+
+def _error_of_increase(expected: LossSums, seen: LossSums) -> tuple[float, int]:
+    """Standard error of the difference of two mean losses, with its degrees of freedom.
+
+    A window has few days, so their own spread is poorly known, and that of a single day not at all: where the
+    reference knows how much days differ, a window's days are taken to differ at least as much, and the degrees of
+    freedom are the reference's days less one. Otherwise they are Welch's (1947, Biometrika 34).
+    """
+    before = 0.0 if math.isnan(expected.standard_error) else expected.standard_error
+    if 1 < expected.blocks < expected.rows:
+        fewer = max(1.0, expected.rows / expected.blocks * seen.blocks / seen.rows)
+        usual = before * math.sqrt(expected.blocks / seen.blocks * fewer)
+        now = usual if math.isnan(seen.standard_error) else max(usual, seen.standard_error)
+        return math.hypot(now, before), expected.blocks - 1
+    now = seen.standard_error
+    if math.isnan(now):
+        return math.nan, 1
+    parts = [(e**2, max(1, b - 1)) for e, b in ((before, expected.blocks), (now, seen.blocks))]
+    below = sum(square**2 / free for square, free in parts)
+    return math.hypot(now, before), max(1, math.floor(sum(e for e, _ in parts) ** 2 / below)) if below > 0 else 1

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from trellis.drift.joint import _auc, _student_sf, domain_classifier, joint_signals, matrix, mmd
+from trellis.drift.joint import _auc, domain_classifier, joint_signals, matrix, mmd
+from trellis.drift.statistics import student_sf
 
 
 def pair(rng: np.random.Generator, rows: int, rho: float) -> np.ndarray:
@@ -21,7 +22,7 @@ def pair(rng: np.random.Generator, rows: int, rho: float) -> np.ndarray:
 @pytest.mark.parametrize("freedom", [1, 2, 3, 6, 31, 140])
 @pytest.mark.parametrize("t", [-4.0, -0.3, 0.0, 1.7, 6.0])
 def test_student_tail_is_scipys(freedom: int, t: float) -> None:
-    assert _student_sf(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-7, abs=1e-12)
+    assert student_sf(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=1e-7, abs=1e-12)
 
 
 def test_auc_and_its_p_value_are_sklearns_and_scipys() -> None:
