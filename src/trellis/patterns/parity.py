@@ -25,8 +25,9 @@ from trellis.patterns.batch import BatchModel, predict_batch
 from trellis.patterns.export import export_model
 
 _WITHOUT_TRELLIS = (
-    "import sys, runpy; sys.modules['trellis'] = None; "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    "import sys, os, runpy; sys.modules['trellis'] = None; "
+    "sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 
 
