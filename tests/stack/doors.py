@@ -17,7 +17,9 @@ FLIGHT = {
 
 
 def get(url: str, key: str = "", timeout: float = 10) -> str:
-    request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})
+    # As a browser asks: Prefect serves its pages to nobody else.
+    headers = {"accept": "text/html,application/json;q=0.9,*/*;q=0.8"}
+    request = urllib.request.Request(url, headers=headers | ({"authorization": f"Bearer {key}"} if key else {}))
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         return answer.read().decode()
 

@@ -49,6 +49,7 @@ QUIET = (
     "trellis_label_findings",  # labels left out
     "trellis_shadows_total",  # a shadow
     "trellis_degraded_total",  # a view that did not answer
+    "trellis_store_failures_total",  # a feature store that failed while somebody asked it
     "trellis_stale_total",  # features past their SLA
     "trellis_variant_errors_total",  # a version that raised
     "trellis_refused_total",
@@ -388,7 +389,7 @@ def test_a_home_that_is_full_refuses_predictions_and_loses_none(stack: Stack):
     code = "from pathlib import Path; from trellis.adapters.prediction_log import read_predictions; "
     code += f"print('\\n'.join(read_predictions(Path('/var/lib/trellis'), '{MODEL}')['id']))"
     kept = set(stack.compose("exec", "-T", "crowded", "python", "-c", code).split())
-    assert taken
+    assert taken, text
     assert set(taken) <= kept
     stack.compose("--profile", "crowded", "rm", "--stop", "--force", "crowded")
 
