@@ -46,7 +46,8 @@ def test_the_guide_lists_the_secrets_that_a_cluster_with_managed_stores_needs():
 
 def test_every_file_benchmark_and_component_that_it_names_is_there():
     for name in re.findall(r"`((?:tests|infra)/[\w./-]+)`", GUIDE):
-        assert (ROOT / name).exists(), name
+        made = name.startswith("infra/compose/secrets/")  # by make up, and in no clone
+        assert made or (ROOT / name).exists(), name
     for name in re.findall(r"`(components/[\w-]+)`", GUIDE):
         assert (ROOT / "infra/k8s" / name / "kustomization.yaml").exists(), name
     named = set(re.findall(r"`components/([\w-]+)`", GUIDE))

@@ -15,7 +15,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setenv("TRELLIS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TRELLIS_MODELS", str(TOYS))
-    kept = (settings.settings, plugins.catalogue, stores.registry, stores.plans, stores.decisions)
+    kept = (settings.settings, plugins.catalogue, stores.registry, stores.plans, stores.decisions, stores.loops)
     for cached in kept:
         cached.cache_clear()
     yield tmp_path / "home"

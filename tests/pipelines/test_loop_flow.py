@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from trellis import settings
 
     home = tmp_path_factory.mktemp("loop") / "home"
-    kept = (settings.settings, plugins.catalogue, stores.registry, stores.plans, stores.decisions)
+    kept = (settings.settings, plugins.catalogue, stores.registry, stores.plans, stores.decisions, stores.loops)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRELLIS_HOME", str(home))
         patch.setenv("TRELLIS_MODELS", str(TOYS))

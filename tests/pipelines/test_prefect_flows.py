@@ -223,7 +223,8 @@ def test_a_decision_to_retrain_is_an_event_that_an_automation_acts_on_once(
         assert run["parameters"] | {"now": ""} == {"model": MODEL, "decision": decision.id, "now": ""}
         assert run["created_by"]["type"] == "AUTOMATION"
         state = loops().current(MODEL)
-        assert (state.stage, state.cycle.decision, state.cycles) == ("rollout", decision.id, 1)
+        weighed = [d.verdict for d in decisions().list(MODEL, "gate")]
+        assert (state.stage, state.cycle.decision, state.cycles) == ("rollout", decision.id, 1), weighed[-1]
         assert [v.version for v in registry().versions(MODEL)] == ["1", "2"]
         revision = plans().current(MODEL).revision
 
