@@ -77,7 +77,7 @@ def test_a_schema_from_another_version_stops_the_start_and_down_cleans_up(other:
     """MLflow's database was brought up by a release that this image does not know."""
     other.compose("up", "--detach", "--wait", "postgres")
     other.compose("run", "--rm", "--no-deps", "databases")
-    unknown = "create table alembic_version (version_num varchar(32) primary key); "
+    unknown = "set role mlflow; create table alembic_version (version_num varchar(32) primary key); "
     unknown += "insert into alembic_version values ('ffffffffffff')"
     other.compose("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "mlflow", "-c", unknown)
     done = other.verb("up", "--no-build", check=False)
