@@ -136,9 +136,9 @@ def up(build: bool) -> None:
 def require_room() -> None:
     """Raise where a container says that its disk is full."""
     for row in containers():
-        if _well(row):
+        if state(row) in ("healthy", "done"):  # one that restarts again and again may just be running
             continue
-        told = compose("logs", "--no-log-prefix", "--tail", "200", row["Service"], check=False, capture_output=True)
+        told = compose("logs", "--no-log-prefix", "--tail", "1000", row["Service"], check=False, capture_output=True)
         if FULL in told.stdout + told.stderr:
             raise StackError(
                 f"The volume of {row['Service']} is full. Make room on the engine's disk (docker system df), or give "
