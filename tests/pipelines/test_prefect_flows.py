@@ -40,13 +40,22 @@ def _process(command: list[str], environment: dict[str, str], log: Path, stop: s
         try:
             process.wait(60)
         finally:
-            try:
+            left = not _ended(process.pid, 20)
+            if left:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                left = False
-            else:
-                left = True
     assert not left, f"something outlived {command[1:4]}"
+
+
+def _ended(group: int, seconds: float) -> bool:
+    """Wait for a group's last process: a child that is just starting hears of its parent's end a moment later."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _until(condition: Any, seconds: float, log: Path) -> Any:
