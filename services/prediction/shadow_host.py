@@ -132,7 +132,6 @@ def main() -> None:
     given = parser.parse_args()
     silence_telemetry()
     logging.basicConfig(level=logging.WARNING)
-    os.nice(10)  # the primary goes first
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a plug-in prints must not mix with the answers
     host = Host(given.home, given.models, given.verify_key)

@@ -1,5 +1,8 @@
 """Shadows score a sample in a process of their own; whatever one does, the primary answers as if it were not there."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency
 
-from services.prediction.shadows import Shadows, is_sampled
+from services.prediction.shadows import Shadows, give_way, in_line, is_sampled
 from trellis.adapters.prediction_log import read_shadows
 from trellis.rollout.plan import RolloutPlan, Shadow, Variant, unit_position
 
@@ -142,6 +145,34 @@ def test_a_shadow_that_cannot_be_loaded_rests_and_is_tried_again(world, row, bes
     wait_for(lambda: outcome(world, "2", "lost") == 1)
     (Path(two.location) / "weights.json").write_text('{"a": 1.0, "b": 1.0, "c": 0.0}')
     wait_for(lambda: world.predict(row()).status_code == 200 and outcome(world, "2", "scored") > 0)
+
+
+def test_the_shadows_process_takes_only_processor_time_that_is_left_over(world, row, beside):
+    shadows = beside()
+    deploy(world, world.artifact("1"), shadow(world.artifact("2")))
+    world.predict(row())
+    wait_for(lambda: outcome(world, "2", "scored") == 1)
+    assert {os.sched_getscheduler(thread.id) for thread in psutil.Process(shadows._child.pid).threads()} == {
+        os.SCHED_IDLE
+    }
+
+
+def test_standing_in_line_for_a_processor_is_told_from_hanging():
+    def begin(program):
+        child = subprocess.Popen([sys.executable, "-c", program])
+        os.sched_setaffinity(child.pid, {min(os.sched_getaffinity(0))})
+        return child
+
+    busy, starved, hung = begin("while True: pass"), begin("while True: pass"), begin("import time; time.sleep(60)")
+    try:
+        give_way(starved.pid)
+        wait_for(lambda: in_line(starved.pid) > 2)
+        assert in_line(hung.pid) < 1
+    finally:
+        for child in (busy, starved, hung):
+            child.kill()
+            child.wait()
+    assert in_line(starved.pid) == 0, "a process that is gone does not wait"
 
 
 def test_without_shadows_there_is_no_process(world, row, beside):
