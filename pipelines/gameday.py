@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,10 @@ from trellis.contract import ModelSpec
 from trellis.drift import CONVERSIONS, declared_unit
 from trellis.drift.simulate import Change, Simulated, Simulator
 from trellis.errors import ConfigError, DataError, RequestError
+
+if TYPE_CHECKING:
+    from pipelines.loop import Look
+    from trellis.decision import Decision
 
 SCENARIOS = ("calm", "unit", "nulls", "stale", "recode", "time_zone", "covariate", "concept", "label")
 _LEFT_OUT = ("evidently", "logs", "game-day", "alerts", "quarantine")
@@ -98,7 +102,7 @@ def copy_home(home: Path, target: Path) -> None:
     Raises:
         ConfigError: There is nothing to copy.
     """
-    if not (home / "store").is_dir():
+    if not (home / "predictions").is_dir():
         raise ConfigError("There is no system to drill.", where=home, remedy="Run make demo, or serve a model first.")
     shutil.rmtree(target, ignore_errors=True)
 
@@ -168,7 +172,14 @@ def change_for(scenario: str, spec: ModelSpec, columns: Sequence[str], start: da
 
 
 def drill(
-    model: str, scenario: str, *, quiet: int, days: int, columns: Sequence[str] = (), on: bool = False
+    model: str,
+    scenario: str,
+    *,
+    quiet: int,
+    days: int,
+    columns: Sequence[str] = (),
+    on: bool = False,
+    trains: bool = True,
 ) -> Iterator[Day | Report]:
     """Play a game day on the home of the settings, which has to be a copy; yields every day, and at last the report.
 
@@ -179,13 +190,14 @@ def drill(
         days: Most days with it.
         columns: Where; chosen by the scenario if empty.
         on: Go on after the change was noticed.
+        trains: Whether a retraining that is decided on is carried out; else the decision is all there is. A registry
+            that is a server's cannot be copied, and a drill must register nothing in it.
 
     Raises:
         DataError: The log holds too few days to send again.
         ConfigError: The scenario fits no column.
     """
     from pipelines.demo.stage import Service
-    from pipelines.loop import turn_loop
     from pipelines.plugins import plugin_named
     from trellis.settings import settings
 
@@ -211,19 +223,31 @@ def drill(
             changed = simulator.apply({n: v[here] for n, v in data.items()}, time=moved, target=target[here])
             sent, refused = _send(client, spec, rows.iloc[here[changed.source]], changed, moved, f"{scenario}-{number}")
             until = day + timedelta(days=1, hours=spec.target.delay_hours)
-            turn = turn_loop(model, f"{until.isoformat()}Z", report=False)
-            verdict, alert = turn.look.decision.verdict, _alert(turn.look.alert)
+            found, retrain, stage = _turn(model, f"{until.isoformat()}Z", trains)
+            verdict, alert = found.decision.verdict, _alert(found.alert)
             seen.append(
                 Day(
                     until.isoformat(), sent, refused, day >= start, verdict.outcome, str(alert.get("kind", "")),
                     tuple(alert.get("columns", ())), str(alert.get("since", "")), str(alert.get("id", "")),
-                    turn.retrain.verdict.outcome, turn.loop.stage, turn.look.decision.id,
+                    retrain.verdict.outcome, stage, found.decision.id,
                 )
             )  # fmt: skip
             yield seen[-1]
             if seen[-1].injected and changes and not on and _noticed(seen, named):
                 break
     yield report_of(model, scenario, named, start, seen)
+
+
+def _turn(model: str, until: str, trains: bool) -> tuple[Look, Decision, str]:
+    """Look, weigh a retraining and, where it may be carried out, go on with it; return where the loop stands."""
+    from pipelines.loop import look, turn_loop, weigh_retraining
+    from pipelines.stores import loops
+
+    if trains:
+        turn = turn_loop(model, until, report=False)
+        return turn.look, turn.retrain, turn.loop.stage
+    found = look(model, until, report=False)
+    return found, weigh_retraining(model, until, found), loops().current(model).stage
 
 
 def report_of(model: str, scenario: str, named: tuple[str, ...], start: datetime, days: Sequence[Day]) -> Report:

@@ -8,22 +8,34 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.gameday import SCENARIOS, Report, copy_home, drill
-from trellis.errors import ConfigError, TrellisError
+from trellis.adapters.database import copy_tables, engine
+from trellis.errors import TrellisError
+from trellis.settings import Settings, settings, silence_telemetry
 
 
-def use_copy(home: Path) -> Path:
-    """Make a copy of the home the one of this process and its children, with the log as the only channel."""
-    target = home / "game-day"
-    copy_home(home, target)
+def use_copy(config: Settings) -> None:
+    """Make a copy of the home and the database the ones of this process and its children, with the log as channel.
+
+    Of the servers the drill asks none but the object store, for the versions that answer: plans and decisions are
+    copied into an SQLite file, features come with the recorded requests, and flows run in this process.
+    """
+    target = config.directory() / "game-day"
+    copy_home(config.directory(), target)
+    if config.store_url:
+        (target / "store").mkdir(exist_ok=True)
+        copy = target / "store" / "trellis.db"
+        copy.touch()
+        copy_tables(engine(config.store_url), engine(f"sqlite:///{copy}"))
+    for name in ("ALERTS", "STORE_URL", "ONLINE_STORE", "MLFLOW_URI", "ORCHESTRATOR", "WORK_POOL"):
+        for variable in (f"TRELLIS_{name}", f"TRELLIS_{name}_FILE"):
+            os.environ.pop(variable, None)
     os.environ["TRELLIS_HOME"] = str(target)
-    os.environ.pop("TRELLIS_ALERTS", None)
-    return target
+    settings.cache_clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,25 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all-days", action="store_true", help="go on after it is noticed")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     chosen = parser.parse_args(arguments)
-    from trellis.settings import settings, silence_telemetry
-
     silence_telemetry()
     try:
-        if settings().store_url or settings().mlflow_uri:
-            raise ConfigError(
-                "A drill needs the embedded stores, which it copies.",
-                where="TRELLIS_STORE_URL, TRELLIS_MLFLOW_URI",
-                remedy="Unset them, and give a TRELLIS_HOME with a system of its own.",
-            )
-        use_copy(settings().directory())
-        settings.cache_clear()
-        return _told(chosen)
+        config = settings()
+        use_copy(config)
+        return _told(chosen, trains=config.mlflow_uri is None)
     except TrellisError as error:
         sys.stderr.write(f"trellis game-day: {error}\n")
         return 1
 
 
-def _told(chosen: argparse.Namespace) -> int:
+def _told(chosen: argparse.Namespace, trains: bool) -> int:
     console = Console(stderr=chosen.json)
     if not console.is_terminal:
         console = Console(stderr=chosen.json, width=160)
@@ -70,7 +74,7 @@ def _told(chosen: argparse.Namespace) -> int:
     with console.status("") as status:
         for found in drill(
             chosen.model, chosen.scenario, quiet=chosen.quiet_days, days=chosen.days, columns=chosen.column,
-            on=chosen.all_days,
+            on=chosen.all_days, trains=trains,
         ):  # fmt: skip
             if isinstance(found, Report):
                 report = found

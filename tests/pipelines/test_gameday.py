@@ -105,7 +105,8 @@ def test_noticed_is_what_is_new_or_names_it(days, noticed, named, false):
 def test_a_home_in_use_is_copied_whole_and_without_its_channels(tmp_path: Path):
     home = tmp_path / "home"
     (home / "store").mkdir(parents=True)
-    (home / "alerts").mkdir()
+    for name in ("alerts", "predictions"):
+        (home / name).mkdir()
     (home / "feast").mkdir()
     (home / "feast" / "registry.db").write_bytes(b"no database, whatever its name")
     store = sqlite3.connect(home / "store" / "trellis.db")
@@ -119,7 +120,7 @@ def test_a_home_in_use_is_copied_whole_and_without_its_channels(tmp_path: Path):
     store.close()
     with sqlite3.connect(target / "store" / "trellis.db") as copy:
         assert copy.execute("SELECT x FROM t").fetchall() == [(7,)]
-    assert sorted(p.name for p in target.iterdir()) == ["feast", "store"]
+    assert sorted(p.name for p in target.iterdir()) == ["feast", "predictions", "store"]
     assert (target / "feast" / "registry.db").read_bytes().startswith(b"no database")
     with pytest.raises(ConfigError, match="no system to drill"):
         copy_home(tmp_path / "elsewhere", tmp_path / "x")

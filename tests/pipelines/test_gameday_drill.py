@@ -11,6 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+
+from trellis.adapters.database import engine
+from trellis.adapters.decision_store import DecisionStore
+from trellis.adapters.loop_store import LoopStore
+from trellis.adapters.plan_store import PlanStore
 
 ROOT = Path(__file__).parents[2]
 FERRIES = Path(__file__).parent / "ferries"
@@ -36,7 +42,6 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def record(home: Path) -> None:
     """Write a fortnight of answered and labelled traffic of a world that is as in training."""
     from tests.pipelines.ferries.toy_ferry import dataset, plugin, rows
-    from trellis.adapters.plan_store import PlanStore
     from trellis.adapters.prediction_log import LabelLog, PredictionLog
 
     plan = PlanStore(f"sqlite:///{home}/store/trellis.db").current(MODEL)
@@ -101,3 +106,39 @@ def test_a_control_day_without_a_fault_reports_nothing(system: Path):
     assert (code, report["noticed_after_days"], report["false_alarms"]) == (0, None, 0)
     assert {day["outcome"] for day in report["days"]} <= {"STABLE", "INCONCLUSIVE", "WARN", "WATCH", "HOLD"}
     assert not any("alert" in line for line in report["done"])
+
+
+def test_a_system_on_servers_is_drilled_on_a_copy_and_nothing_reaches_them(system, database, monkeypatch):
+    url, file = database("drilled"), f"sqlite:///{system}/store/trellis.db"
+    embedded = engine(file)
+    for place in (file, url):  # the tables, of the platform's own making
+        PlanStore(place)
+        DecisionStore(engine(place))
+        LoopStore(place)
+    tables = sa.MetaData()
+    tables.reflect(engine(url))
+    with embedded.connect() as one, engine(url).begin() as other:
+        for table in tables.sorted_tables:
+            for row in one.execute(sa.select(table)).mappings():
+                other.execute(table.insert(), dict(row))
+
+    def rows():
+        with engine(url).connect() as connection:
+            return {t.name: sorted(map(repr, connection.execute(sa.select(t)))) for t in tables.sorted_tables}
+
+    before = rows()
+    assert before["decisions"]
+    (system / "store").rename(system / "elsewhere")
+    for name, value in {
+        "STORE_URL": url,
+        "ONLINE_STORE": "redis://127.0.0.1:1/0",  # nobody is there, nor is anybody asked
+        "MLFLOW_URI": "http://127.0.0.1:1",
+        "ORCHESTRATOR": "prefect",
+    }.items():
+        monkeypatch.setenv(f"TRELLIS_{name}", value)
+    try:
+        code, report = play(system, "unit")
+    finally:
+        (system / "elsewhere").rename(system / "store")
+    assert (code, report["false_alarms"], report["columns"]) == (0, 0, ["temp"])
+    assert rows() == before

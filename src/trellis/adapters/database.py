@@ -18,6 +18,7 @@ from trellis.errors import StorageError
 
 _CONNECT_SECONDS = 5
 _BUSY_SECONDS = 30
+_ROWS_AT_A_TIME = 1_000
 
 
 @cache
@@ -109,6 +110,28 @@ def insert_if_absent(connection: sa.Connection, table: sa.Table, **values: Any) 
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
     return connection.execute(statement).rowcount == 1
+
+
+def copy_tables(source: Engine, target: Engine) -> None:
+    """Copy every table with its rows, all as of one moment, into a database that has none of them yet.
+
+    Raises:
+        StorageError: One of the two refuses.
+    """
+    kept = sa.MetaData()
+    with guarded(source, "database"):
+        kept.reflect(source)
+    with guarded(source, "database"), source.connect() as connection:
+        if source.dialect.name == "postgresql":
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        with guarded(target, "copy of the database"), target.begin() as copy:
+            for table in kept.sorted_tables:
+                for column in table.columns:
+                    column.server_default = None  # a sequence, which is the source's own
+                table.create(copy)
+                rows = connection.execution_options(yield_per=_ROWS_AT_A_TIME).execute(sa.select(table)).mappings()
+                for part in rows.partitions():
+                    copy.execute(table.insert(), [dict(row) for row in part])
 
 
 def _make(of: Engine, tables: sa.MetaData, what: str) -> None:
