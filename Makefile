@@ -36,7 +36,7 @@ lock: ## Bring requirements.lock, and the images' parts of it, in step with pypr
 	@cut_out() { out=$$1; shift; $(COMPILE) $${@/#/--extra=} -c requirements.lock --upgrade -o infra/docker/$$out.lock >/dev/null; }; \
 	cut_out serving serving features postgres signing && \
 	cut_out tools tracking pipelines monitoring postgres s3 && \
-	cut_out worker features tracking pipelines monitoring models postgres s3 kubernetes signing
+	cut_out worker serving features tracking pipelines monitoring models postgres s3 kubernetes signing
 	@sed -i.bak 's/+cpu$$//' requirements.lock infra/docker/*.lock && rm requirements.lock.bak infra/docker/*.bak
 
 demo: install ## Run the main job on the flights of 2013: train, serve, challenge, roll back, drift, retrain

@@ -43,6 +43,17 @@ def test_where_nothing_changed_the_level_holds(test, margins) -> None:
     assert np.mean(np.array(p_values) <= 0.1) <= 0.1 + 3 * math.sqrt(0.09 / 60)
 
 
+@pytest.mark.parametrize("shift", [0.3, 0.7, 1.5])
+def test_the_discrepancy_of_two_gaussians_is_the_closed_forms(shift):
+    # E exp(-|x - y|^2 / w) over x - y ~ N(d, 2 I) in three dimensions is (1 + 4 / w)^(-3/2) exp(-|d|^2 / (w + 4)); the
+    # width is the median of |x - y|^2, twice that of a chi-square of three degrees of freedom.
+    rng, width = np.random.default_rng(1), 2 * stats.chi2(3).median()
+    found, p = mmd(rng.normal(size=(20_000, 3)), rng.normal(size=(20_000, 3)) + [shift, 0, 0])
+    same = (1 + 4 / width) ** -1.5
+    assert found == pytest.approx(2 * same * (1 - np.exp(-(shift**2) / (width + 4))), rel=0.08)
+    assert p < 1e-6
+
+
 @pytest.mark.parametrize("test", [domain_classifier, mmd])
 def test_a_tie_that_comes_undone_is_found_though_every_margin_stays(test) -> None:
     rng = np.random.default_rng(2)
