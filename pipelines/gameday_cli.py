@@ -21,8 +21,9 @@ from trellis.settings import Settings, settings, silence_telemetry
 def use_copy(config: Settings) -> None:
     """Make a copy of the home and the database the ones of this process and its children, with the log as channel.
 
-    Of the servers the drill asks none but the object store, for the versions that answer: plans and decisions are
-    copied into an SQLite file, features come with the recorded requests, and flows run in this process.
+    Of the servers the drill asks only the registry and the object store, for the versions that answer, and writes to
+    none: plans and decisions are copied into an SQLite file, features come with the recorded requests, and flows run in
+    this process.
     """
     target = config.directory() / "game-day"
     copy_home(config.directory(), target)
@@ -31,7 +32,7 @@ def use_copy(config: Settings) -> None:
         copy = target / "store" / "trellis.db"
         copy.touch()
         copy_tables(engine(config.store_url), engine(f"sqlite:///{copy}"))
-    for name in ("ALERTS", "STORE_URL", "ONLINE_STORE", "MLFLOW_URI", "ORCHESTRATOR", "WORK_POOL"):
+    for name in ("ALERTS", "STORE_URL", "ONLINE_STORE", "ORCHESTRATOR", "WORK_POOL"):
         for variable in (f"TRELLIS_{name}", f"TRELLIS_{name}_FILE"):
             os.environ.pop(variable, None)
     os.environ["TRELLIS_HOME"] = str(target)
@@ -93,6 +94,8 @@ def _told(chosen: argparse.Namespace, trains: bool) -> int:
         looks = f"{report.noticed_after_looks} look{'s' if report.noticed_after_looks != 1 else ''}"
         when = "was not noticed" if after is None else f"noticed at {looks}, {after:g} days after {report.start[:16]}"
         where = "" if report.named is None else f", {'rightly' if report.named else 'NOT'} named"
+        if report.days[-1].refused:
+            where = ", refused at the door"
         console.print(f"{report.scenario} in {', '.join(report.columns) or 'the labels'}: {when}{where}.")
         console.print(f"Done: {'; '.join(report.done)}. False alarms before: {report.false_alarms}.")
     if chosen.scenario == "calm":

@@ -129,10 +129,13 @@ def test_a_system_on_servers_is_drilled_on_a_copy_and_nothing_reaches_them(syste
     before = rows()
     assert before["decisions"]
     (system / "store").rename(system / "elsewhere")
+    (system / "registry").mkdir()
+    registry = Path(shutil.copy(system / "mlflow" / "mlflow.db", system / "registry"))
+    registered = registry.read_bytes()
     for name, value in {
         "STORE_URL": url,
         "ONLINE_STORE": "redis://127.0.0.1:1/0",  # nobody is there, nor is anybody asked
-        "MLFLOW_URI": "http://127.0.0.1:1",
+        "MLFLOW_URI": f"sqlite:///{system}/registry/mlflow.db",
         "ORCHESTRATOR": "prefect",
     }.items():
         monkeypatch.setenv(f"TRELLIS_{name}", value)
@@ -140,5 +143,6 @@ def test_a_system_on_servers_is_drilled_on_a_copy_and_nothing_reaches_them(syste
         code, report = play(system, "unit")
     finally:
         (system / "elsewhere").rename(system / "store")
+    assert registry.read_bytes() == registered
     assert (code, report["false_alarms"], report["columns"]) == (0, 0, ["temp"])
     assert rows() == before

@@ -48,7 +48,7 @@ def test_the_discrepancy_of_two_gaussians_is_the_closed_forms(shift):
     # E exp(-|x - y|^2 / w) over x - y ~ N(d, 2 I) in three dimensions is (1 + 4 / w)^(-3/2) exp(-|d|^2 / (w + 4)); the
     # width is the median of |x - y|^2, twice that of a chi-square of three degrees of freedom.
     rng, width = np.random.default_rng(1), 2 * stats.chi2(3).median()
-    found, p = mmd(rng.normal(size=(20_000, 3)), rng.normal(size=(20_000, 3)) + [shift, 0, 0])
+    found, p = mmd(rng.normal(size=(20_000, 3)), rng.normal((shift, 0, 0), size=(20_000, 3)))
     same = (1 + 4 / width) ** -1.5
     assert found == pytest.approx(2 * same * (1 - np.exp(-(shift**2) / (width + 4))), rel=0.08)
     assert p < 1e-6
