@@ -104,7 +104,7 @@ class PredictionService:
         self._ids = RandomIds()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
         self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)
-        self._workers = Workers(limits.max_waiting)
+        self.workers = Workers(limits.max_waiting)
 
     def start(self) -> None:
         """Begin to load and to follow the plans; returns at once, ``ready`` tells when it is done."""
@@ -121,7 +121,7 @@ class PredictionService:
             StorageError: The disk refuses the last records.
         """
         self._watcher.stop()
-        self._workers.close()
+        self.workers.close()
         if self._shadows is not None:
             self._shadows.close()
         self._logs.close()
@@ -209,7 +209,7 @@ class PredictionService:
             for label in labels
         ]
         deadline = Deadline.of(scope["headers"], self._limits.request_seconds)
-        await within(deadline, self._workers.run(lambda: self._logs.labels(model.name).extend(records), deadline))
+        await within(deadline, self.workers.run(lambda: self._logs.labels(model.name).extend(records), deadline))
         self.metrics.labels.labels(model.name).inc(len(records))
         return to_json({"accepted": len(records)})
 
@@ -298,12 +298,12 @@ class PredictionService:
         read = self._one_rows.read(model.spec, rows, work, self.metrics) if model.reads_alike else None
         make: Callable[[], Awaitable[bytes]]
         if quick and read is not None and read.is_for_loops:
-            make = partial(self._workers.here, read.fetch, read.finish, deadline)
+            make = partial(self.workers.here, read.fetch, read.finish, deadline)
             if parsed.id is None and deadline.left > _LONGEST_READ:
                 return await make()  # the read is given up before the request would be
         else:
             blocking = work if read is None else read.wait
-            make = partial(self._workers.run, blocking, deadline)
+            make = partial(self.workers.run, blocking, deadline)
         try:
             if parsed.id is None:
                 return await within(deadline, make())
@@ -376,7 +376,7 @@ class PredictionService:
     def _observe(self) -> None:
         self.metrics.flush()
         self.metrics.log_pending.set(self._logs.pending)
-        self.metrics.in_flight.set(self._workers.waiting)
+        self.metrics.in_flight.set(self.workers.waiting)
 
 
 def _done(work: Callable[[], bytes]) -> Callable[[], Awaitable[bytes]]:

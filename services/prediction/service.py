@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import bentoml
 
+from services.prediction import loops
 from services.prediction.app import PredictionService
 from services.prediction.metrics import Metrics
 from services.prediction.shadows import Shadows
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from trellis.freshness import Sla
 
 logger = logging.getLogger(__name__)
+loops.use()
 
 # Set by whoever starts the workers; no setting, so it has not the settings' prefix.
 PARENT = "PREDICTION_PARENT"
@@ -171,6 +173,7 @@ class Prediction:
         the limit; then readiness tells when it is done.
         """
         self._service.start()
+        self._service.workers.pulse.start()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._service.looked, _LOOK_SECONDS)
         self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(_parent()))]

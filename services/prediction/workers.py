@@ -1,8 +1,11 @@
-"""Threads that answer what the event loop must not wait for: a bounded queue, a deadline per request.
+"""What waits for an answer, on the event loop or before a few threads: bounded queues, a deadline per request.
 
 A request that could not start before its deadline is refused when it comes (503, with the time to wait), not after it
 has waited; one whose deadline passes in the queue is taken out of it; one that was already started goes on, and its
 caller is told (504) that the same id will fetch the answer.
+
+A queue takes up a burst; one that stands only makes everybody wait (Nichols & Jacobson 2012, "Controlling queue delay",
+ACM Queue 10(5)). Where the event loop stays behind, the queue is a quarter as long until it has caught up.
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from trellis.errors import RequestError
 TIMEOUT_HEADER = b"x-timeout-ms"
 _THREADS = 4
 _LONGEST_MS = 600_000
+_BEAT_SECONDS = 0.05
+_LATE_SECONDS = 0.02
+_LATE_BEATS = 3  # a single one is a pause, of the garbage collector perhaps
+_STANDING = 4  # by which the queue is shorter then
 
 
 class Deadline:
@@ -59,6 +66,29 @@ class Deadline:
         return max(0.0, self.at - time.monotonic())
 
 
+class Pulse:
+    """Tells whether the event loop stays behind: a turn of it takes long, and has for a while.
+
+    Attributes:
+        behind: Whether the last beats all came late.
+    """
+
+    def __init__(self) -> None:
+        self.behind = False
+        self._late = 0
+
+    def start(self) -> None:
+        """Beat on the running loop until it ends."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(_BEAT_SECONDS, self._beat, loop, loop.time() + _BEAT_SECONDS)
+
+    def _beat(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        now = loop.time()
+        self._late = self._late + 1 if now - due > _LATE_SECONDS else 0
+        self.behind = self._late >= _LATE_BEATS
+        loop.call_at(now + _BEAT_SECONDS, self._beat, loop, now + _BEAT_SECONDS)
+
+
 class Workers:
     """A few threads behind a queue that never grows past what can be answered in time.
 
@@ -67,6 +97,7 @@ class Workers:
     """
 
     def __init__(self, most_waiting: int) -> None:
+        self.pulse = Pulse()
         self._threads = ThreadPoolExecutor(_THREADS, "score")
         self._most = most_waiting
         self._waiting = 0
@@ -114,7 +145,8 @@ class Workers:
         Raises:
             UnavailableError: Too many wait, or the time was over before the work was begun.
         """
-        if self._reading >= self._most:
+        most = max(1, self._most // _STANDING) if self.pulse.behind else self._most
+        if self._reading >= most:
             raise UnavailableError(
                 f"{self._reading} requests wait for their features.", remedy="Try again in a second."
             )

@@ -105,7 +105,7 @@ def served(home: Path) -> dict[str, dict[str, object]]:
 
     answer = asyncio.run(ask())
     service._logs.close()
-    service._workers.close()
+    service.workers.close()
     plans.close()
     assert answer.status_code == 200, answer.text
     found = read_predictions(home, MODEL)

@@ -155,7 +155,7 @@ class World:
     def close(self):
         self.runner.close()
         self.service._logs.close()
-        self.service._workers.close()
+        self.service.workers.close()
         self.plans.close()
 
 

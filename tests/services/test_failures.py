@@ -87,7 +87,7 @@ def test_a_canary_that_is_too_slow_for_the_deadline_has_failed_even_if_it_answer
         "/v1/models/toy_linear/predict", {"rows": [row(x=9.5)], "id": "slow"}, headers={"x-timeout-ms": "50"}
     )
     assert answer.status_code == 504
-    world.service._workers.close()  # the answer comes, too late
+    world.service.workers.close()  # the answer comes, too late
     assert failures()[["id", "version", "cause"]].to_numpy().tolist() == [["slow#0", "2", "timeout"]]
     rows = read_assigned(world.home, "toy_linear")
     assert rows[["id", "assigned", "answered", "failed"]].to_numpy().tolist() == [["slow#0", "2", True, True]]

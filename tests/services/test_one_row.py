@@ -208,7 +208,7 @@ def loops(world):
     world.shops = OnLoops()
     world.shops.reader = Reader(world.shops)
     world.service._logs.close()
-    world.service._workers.close()
+    world.service.workers.close()
     world.registry = CollectorRegistry()
     world.service = world.make()
     world.app = world.service.app()
@@ -245,7 +245,7 @@ def test_a_store_that_fails_on_the_loop_and_an_unknown_key_are_told_as_always(lo
 
 def test_too_many_that_wait_for_the_store_are_refused_with_the_time_to_wait(loops, row):
     loops.limits.max_waiting = 2
-    loops.service._workers._most = 2
+    loops.service.workers._most = 2
     loops.shops.reader.gate = asyncio.Event()
 
     async def crowd():

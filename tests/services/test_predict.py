@@ -395,7 +395,7 @@ def world_save(world, champion, canary, share, revision):
 
 def test_more_requests_than_may_wait_are_refused_at_once(world, row):
     world.deploy(world.artifact("1"))
-    world.service._workers._most = 5
+    world.service.workers._most = 5
 
     async def many():
         path = "/v1/models/toy_linear/predict"
@@ -469,7 +469,7 @@ def test_a_queue_that_cannot_be_worked_off_in_time_refuses_early(world, row):
     world.deploy(world.artifact("1"))
     slow = Slow(world)
     path = "/v1/models/toy_linear/predict"
-    world.service._workers._pace = 2.0  # seconds that one has taken of late
+    world.service.workers._pace = 2.0  # seconds that one has taken of late
 
     async def scene():
         waiting = [asyncio.create_task(world.send("POST", path, json={"rows": [row()]})) for _ in range(12)]

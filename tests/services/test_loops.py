@@ -1,0 +1,96 @@
+"""The workers' event loop takes many new connections a turn, and tells when it stays behind."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+import uvicorn
+import uvloop
+
+from services.prediction import loops
+from services.prediction.errors import UnavailableError
+from services.prediction.workers import Deadline, Pulse, Workers
+
+CALLERS = 96
+
+
+async def turns_to_accept() -> int:
+    """Return the loop's turns until everybody who waits at the door was let in."""
+    door = socket.create_server(("127.0.0.1", 0), backlog=CALLERS)
+    address = door.getsockname()
+    callers = [socket.create_connection(address) for _ in range(CALLERS)]
+    accepted = turns = 0
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport):
+            nonlocal accepted
+            accepted += 1
+            transport.close()
+
+    server = await asyncio.get_running_loop().create_server(Protocol, sock=door)
+    while accepted < CALLERS:
+        turns += 1
+        assert turns < 10 * CALLERS
+        await asyncio.sleep(0)
+    server.close()
+    await server.wait_closed()
+    await asyncio.sleep(0.01)
+    with pytest.raises(ConnectionRefusedError):  # not one of the listeners is left
+        socket.create_connection(address)
+    for caller in callers:
+        caller.close()
+    return turns
+
+
+def run(loop_factory, work):
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(work)
+
+
+def test_many_connections_are_taken_in_a_turn_where_uvloop_takes_one():
+    assert run(uvloop.new_event_loop, turns_to_accept()) >= CALLERS
+    assert run(loops.Loop, turns_to_accept()) <= CALLERS // 4
+
+
+def test_uvicorn_takes_the_loop_where_it_would_choose_one(monkeypatch):
+    monkeypatch.setitem(uvicorn.config.LOOP_FACTORIES, "auto", "uvicorn.loops.auto:auto_loop_factory")
+    loops.use()
+    assert uvicorn.Config(app=None).get_loop_factory() is loops.Loop
+
+
+def test_a_pause_is_no_arrears_but_turn_after_long_turn_is():
+    async def played():
+        pulse = Pulse()
+        pulse.start()
+        await asyncio.sleep(0.12)
+        time.sleep(0.4)
+        await asyncio.sleep(0.12)
+        after_pause = pulse.behind
+        end = time.monotonic() + 5
+        while not pulse.behind and time.monotonic() < end:
+            time.sleep(0.08)
+            await asyncio.sleep(0)
+        under_load = pulse.behind
+        while pulse.behind and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return after_pause, under_load, pulse.behind
+
+    assert run(loops.Loop, played()) == (False, True, False)
+
+
+def test_the_queue_is_a_quarter_as_long_while_the_loop_is_behind():
+    async def taken(behind: bool) -> int:
+        workers = Workers(most_waiting=40)
+        workers.pulse.behind = behind
+        release = asyncio.Event()
+        asked = [asyncio.create_task(workers.here(release.wait, lambda got: got, Deadline(30))) for _ in range(60)]
+        await asyncio.sleep(0.01)
+        release.set()
+        ended = await asyncio.gather(*asked, return_exceptions=True)
+        workers.close()
+        assert all(one is True or isinstance(one, UnavailableError) for one in ended)
+        return sum(one is True for one in ended)
+
+    assert run(None, taken(False)) == 40
+    assert run(None, taken(True)) == 10
