@@ -52,6 +52,7 @@ def environment(config: Settings, workers: int) -> dict[str, str]:
     }
     return {
         "PREDICTION_PARENT": str(os.getpid()),  # with which the workers end, see service.py
+        "PREDICTION_WORKERS": str(workers),  # who share the listening socket, see loops.py
         # What BentoML writes stays in Trellis's home.
         "BENTOML_HOME": str(config.directory("bentoml", str(config.port))),
         "BENTOML_CONFIG_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),

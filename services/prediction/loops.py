@@ -1,14 +1,16 @@
-"""The workers' event loop: uvloop, which takes up to sixteen new connections in each of its turns instead of one.
+"""A worker's event loop: uvloop, which takes several new connections in each of its turns instead of one.
 
 libuv accepts a single connection a turn since 1.45 (libuv/libuv#3696). In a turn a busy worker answers whatever has
 come, a hundred requests at times; so where connections come faster than turns, the newest wait for seconds while those
 that are known are answered within milliseconds. uvloop has no option for it, but it watches every socket it is given:
-it gets the listening one sixteen times.
+it gets the listening one sixteen times. Only a worker that is alone does so: of several that share a socket the first
+one awake would take all that come at once, while one at a time spreads them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +18,13 @@ from typing import Any
 import uvicorn.config
 import uvloop
 
+# Set by whoever starts the workers; no setting, so it has not the settings' prefix.
+WORKERS = "PREDICTION_WORKERS"
 _LISTENERS = 16
 
 
 class Loop(uvloop.Loop):
-    """uvloop with many accepts a turn."""
+    """uvloop with several accepts a turn."""
 
     async def create_server(  # type: ignore[override]
         self, protocol_factory: Any, *args: Any, sock: socket.socket | None = None, **options: Any
@@ -28,7 +32,8 @@ class Loop(uvloop.Loop):
         """Serve as ever; a socket that is given is listened on several times."""
         if sock is None:
             return await super().create_server(protocol_factory, *args, **options)
-        doors = [sock, *(sock.dup() for _ in range(_LISTENERS - 1))]
+        count = _LISTENERS if os.environ.get(WORKERS, "1") == "1" else 1
+        doors = [sock, *(sock.dup() for _ in range(count - 1))]
         return Servers(
             [await super(Loop, self).create_server(protocol_factory, sock=door, **options) for door in doors]
         )

@@ -25,6 +25,8 @@ import bench_http
 import bench_whole_path as whole
 from open_loop import offer, post
 
+from trellis.catalog import Catalogue
+
 
 def looking(home: Path, environment: dict[str, str], until: str, stop: threading.Event, took: list[float]) -> None:
     """Look again and again until told to stop; ``took`` gets each look's processor time in seconds."""
@@ -55,7 +57,9 @@ def main() -> None:
         del environment["TRELLIS_STORE_URL"]
         train = [sys.executable, "-m", "pipelines", "train", whole.MODEL, "--until", "2013-07-01T00:00:00Z"]
         subprocess.run(train, env=environment, cwd=whole.ROOT, check=True, capture_output=True)
-        bodies = [json.dumps({"rows": [row]}).encode() for row in whole.flights(home)]
+        source = Path(name) / "source"
+        Catalogue([whole.ROOT / "models"], entry_points=False).plugin(whole.MODEL).ingest(source / "raw")
+        bodies = [json.dumps({"rows": [row]}).encode() for row in whole.flights(source)]
         url = f"http://127.0.0.1:{port}/v1/models/{whole.MODEL}/predict"
         asked = [post(f"/v1/models/{whole.MODEL}/predict", body, {}) for body in bodies]
         command = [sys.executable, "-m", "services.prediction"]
