@@ -28,17 +28,19 @@ from open_loop import offer, post
 from trellis.catalog import Catalogue
 
 
-def looking(home: Path, environment: dict[str, str], until: str, stop: threading.Event, took: list[float]) -> None:
-    """Look again and again until told to stop; ``took`` gets each look's processor time in seconds."""
-    command = [sys.executable, "-m", "monitoring", "watch", whole.MODEL, "--until", until, "--no-report", "--json"]
+UNTIL = "2013-07-01T15:00:00Z"
+
+
+def looking(home: Path, environment: dict[str, str], stop: threading.Event, took: list[float], rows: list[int]) -> None:
+    """Look again and again until told to stop; each look's own processor time in seconds goes to ``took``."""
+    command = [sys.executable, "-m", "monitoring", "watch", whole.MODEL, "--until", UNTIL, "--no-report", "--json"]
     while not stop.is_set():
         before = os.times()
         done = subprocess.run(command, env=environment, cwd=whole.ROOT, capture_output=True, text=True)
         after = os.times()
         assert done.returncode in (0, 3, 4, 5), done.stderr
-        rows = json.loads(done.stdout)["decision"]["evidence"]["inputs"].get("rows", 0)
+        rows.append(json.loads(done.stdout)["decision"]["inputs"]["inputs"]["windows"][-1]["rows"])
         took.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        print(f"  a look at {rows} rows in {home.name}: {took[-1]:.1f} s of the job's own processor time")
 
 
 def main() -> None:
@@ -77,11 +79,12 @@ def main() -> None:
 
             shares: list[float] = []
             took: list[float] = []
+            rows: list[int] = []
             rounds = []
             for _ in range(chosen.rounds):
                 alone = spent()
                 stop = threading.Event()
-                job = threading.Thread(target=looking, args=(home, environment, "2013-07-01T15:00:00Z", stop, took))
+                job = threading.Thread(target=looking, args=(home, environment, stop, took, rows))
                 job.start()
                 watched = spent()
                 stop.set()
@@ -91,7 +94,10 @@ def main() -> None:
         more = statistics.median(w / a - 1 for a, w in rounds)
         share = statistics.median(shares)
         print(f"{chosen.rate:.0f} requests/s, which keep the serving process busy for {share:.0%} of a core;")
-        print(f"medians of {chosen.rounds} rounds of {chosen.seconds} s in turns, {len(took)} looks")
+        print(
+            f"medians of {chosen.rounds} rounds of {chosen.seconds} s in turns; {len(took)} looks one after the other at"
+        )
+        print(f"{min(rows)} to {max(rows)} rows, each {statistics.median(took):.1f} s of the job's own processor time")
         print(f"{'left alone':24}{alone:8.0f} us of the serving process per request")
         print(f"{'with looks going on':24}{watched:8.0f} us ({more:+.1%}; {more * share:+.2%} of a core, asked < 2 %)")
 
