@@ -27,7 +27,6 @@ from open_loop import offer, post
 
 from trellis.catalog import Catalogue
 
-
 UNTIL = "2013-07-01T15:00:00Z"
 
 
@@ -93,10 +92,10 @@ def main() -> None:
         alone, watched = (statistics.median(r[i] for r in rounds) for i in (0, 1))
         more = statistics.median(w / a - 1 for a, w in rounds)
         share = statistics.median(shares)
-        print(f"{chosen.rate:.0f} requests/s, which keep the serving process busy for {share:.0%} of a core;")
         print(
-            f"medians of {chosen.rounds} rounds of {chosen.seconds} s in turns; {len(took)} looks one after the other at"
+            f"{chosen.rate:.0f} requests/s, which keep the serving process busy for {share:.0%} of a core; medians of"
         )
+        print(f"{chosen.rounds} rounds of {chosen.seconds} s in turns; {len(took)} looks, one after the other, at")
         print(f"{min(rows)} to {max(rows)} rows, each {statistics.median(took):.1f} s of the job's own processor time")
         print(f"{'left alone':24}{alone:8.0f} us of the serving process per request")
         print(f"{'with looks going on':24}{watched:8.0f} us ({more:+.1%}; {more * share:+.2%} of a core, asked < 2 %)")
