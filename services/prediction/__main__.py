@@ -39,10 +39,11 @@ def address(config: Settings) -> tuple[str, int]:
         raise ConfigError(f"Cannot listen: {error.strerror or error}.", where=where, remedy=remedy) from error
 
 
-def environment(config: Settings, workers: int) -> dict[str, str]:
+def environment(config: Settings, workers: int, scratch: str) -> dict[str, str]:
     """Return what BentoML has to find in the environment before it is imported.
 
-    Its access log and own metrics are off, because the service counts for itself.
+    Its access log and own metrics are off, because the service counts for itself. What it writes, the files in which
+    workers share their metrics above all, goes to ``scratch``: services that share a home must not share them.
     """
     options = {
         "api_server.logging.access.enabled": "false",
@@ -53,8 +54,8 @@ def environment(config: Settings, workers: int) -> dict[str, str]:
     return {
         "PREDICTION_PARENT": str(os.getpid()),  # with which the workers end, see service.py
         "PREDICTION_WORKERS": str(workers),  # who share the listening socket, see loops.py
-        # What BentoML writes stays in Trellis's home.
-        "BENTOML_HOME": str(config.directory("bentoml", str(config.port))),
+        "BENTOML_HOME": f"{scratch}/bentoml",
+        "TMPDIR": scratch,
         "BENTOML_CONFIG_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),
         "BENTOML_QUIET": "true",
         # Workers run in the repository's root, wherever this was started.
@@ -92,57 +93,69 @@ def main() -> int:
     try:
         config = load_settings()
         host, port = address(config)
-        os.environ.update(environment(config, arguments.workers))
+        config.directory()
     except (TrellisError, OSError) as error:
         print(f"The prediction service cannot start. {error}", file=sys.stderr)  # noqa: T201
         return 2
     who = "Requests need a key (trellis keys create)." if config.needs_keys else "No key is needed."
     print(f"Prediction service on http://{host}:{port}, described at /docs. {who}", flush=True)  # noqa: T201
-    from _bentoml_impl.server import serve_http
+    with _scratch() as scratch:
+        os.environ.update(environment(config, arguments.workers, scratch))
+        from _bentoml_impl.server import serve_http
 
-    insist_on_quitting()
-    with _own_arbiter():
-        server = serve_http(
-            "services.prediction.service:Prediction",
-            working_dir=str(_ROOT),
-            host=host,
-            port=port,
-            timeout_graceful_shutdown=10,
-        )
-        server.arbiter.exit_stack.close()  # removes BentoML's temporary directory
+        insist_on_quitting()
+        with _own_arbiter(scratch):
+            server = serve_http(
+                "services.prediction.service:Prediction",
+                working_dir=str(_ROOT),
+                host=host,
+                port=port,
+                timeout_graceful_shutdown=10,
+            )
+            server.arbiter.exit_stack.close()  # removes BentoML's temporary directory
     return 0
 
 
 @contextmanager
-def _own_arbiter() -> Iterator[None]:
+def _scratch() -> Iterator[str]:
+    """Give a directory for whatever is temporary, which goes when the service ends, whoever of its workers was killed.
+
+    It is ours alone, and so are the sockets in it, whose paths have about a hundred characters at most.
+    """
+    place = None if len(tempfile.gettempdir()) < _SHORT else "/tmp"  # noqa: S108 (mkdtemp makes it ours alone)
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="trellis-", dir=place) as directory:
+        tempfile.tempdir = directory
+        try:
+            yield directory
+        finally:
+            tempfile.tempdir = before
+
+
+@contextmanager
+def _own_arbiter(directory: str) -> Iterator[None]:
     """Keep the control channel of BentoML's process manager to this user, and have it replace a dead worker at once.
 
     Circus listens on a TCP port of loopback, where whoever has an account may add a process to be run as us. It takes
     a Unix socket as well. It looks for dead workers every so often, which BentoML sets to ten seconds for the sake of
     its runners, of which we have none. BentoML has no option for either, so the class that it makes is replaced by one
-    that is given ours. Temporary files go to a directory that goes when the service ends, also those that a killed
-    worker could not remove.
+    that is given ours.
     """
     from bentoml._internal.utils import circus
 
     stock = circus.Arbiter
-    # A Unix socket's path has about a hundred characters at most.
-    place = None if len(tempfile.gettempdir()) < _SHORT else "/tmp"  # noqa: S108 (mkdtemp makes it ours alone)
-    with tempfile.TemporaryDirectory(prefix="trellis-", dir=place) as directory:
 
-        class OwnArbiter(stock):  # type: ignore[misc, valid-type]
-            def __init__(self, watchers: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
-                del endpoint, pubsub_endpoint
-                options["check_delay"] = _LOOK_SECONDS
-                super().__init__(watchers, f"ipc://{directory}/control", f"ipc://{directory}/events", **options)
+    class OwnArbiter(stock):  # type: ignore[misc, valid-type]
+        def __init__(self, watchers: Any, endpoint: str, pubsub_endpoint: str, **options: Any) -> None:
+            del endpoint, pubsub_endpoint
+            options["check_delay"] = _LOOK_SECONDS
+            super().__init__(watchers, f"ipc://{directory}/control", f"ipc://{directory}/events", **options)
 
-        circus.Arbiter = OwnArbiter
-        before, tempfile.tempdir = tempfile.tempdir, directory
-        os.environ["TMPDIR"] = directory
-        try:
-            yield
-        finally:
-            circus.Arbiter, tempfile.tempdir = stock, before
+    circus.Arbiter = OwnArbiter
+    try:
+        yield
+    finally:
+        circus.Arbiter = stock
 
 
 if __name__ == "__main__":

@@ -173,3 +173,25 @@ def test_workers_end_when_their_parent_is_killed(world, tmp_path):
         for left in family:
             if left.is_running():
                 left.kill()
+
+
+def test_services_that_share_a_home_share_no_counts(world, tmp_path):
+    """As the replicas of a stack do, each of which is process number so-and-so on the same port of its own host."""
+    apart = {}
+    for name in ("one", "two"):
+        process = start(world, tmp_path, free_port(), workers=1)
+        try:
+            worker = wait_for(
+                lambda p=process: [
+                    c
+                    for c in psutil.Process(p.pid).children(recursive=True)
+                    if "_bentoml_impl" in " ".join(c.cmdline())
+                ],
+                "a worker",
+            )[0]
+            apart[name] = Path(wait_for(lambda w=worker: w.environ().get("PROMETHEUS_MULTIPROC_DIR"), "its place"))
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert apart["one"] != apart["two"]
+    assert not any(place.exists() for place in apart.values()), "what was temporary is gone with the service"

@@ -138,6 +138,11 @@ def test_the_simulated_flights_are_answered_labelled_and_watched(stack: Stack, f
     until(lambda: query(stack, f"trellis_model_loss{of}"), 600, "the monitor looks", pause=3)
     figures["simulator: seconds until the monitor's first look with labels"] = round(time.monotonic() - began, 1)
     stack.compose("--profile", "load", "rm", "--stop", "--force", "simulator")
+    # Two replicas share a home; what each counts must be its own.
+    code = "import pathlib; from trellis.adapters.prediction_log import read_predictions; "
+    code += f"print(len(read_predictions(pathlib.Path('/var/lib/trellis'), '{FLIGHTS}')))"
+    logged = int(stack.python(code).splitlines()[-1])
+    until(lambda: total(stack, f"trellis_predictions_total{of}") == logged, 60, "the replicas count what they logged")
     code = "import json, pathlib; from trellis.adapters.prediction_log import read_predictions, read_labels; "
     code += f"h = pathlib.Path('/var/lib/trellis'); p = read_predictions(h, '{FLIGHTS}').set_index('id'); "
     code += f"y = read_labels(h, '{FLIGHTS}').drop_duplicates('id', keep='last').set_index('id')['value']; "

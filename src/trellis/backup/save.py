@@ -24,8 +24,6 @@ from trellis.errors import BackupError, StorageError
 
 _SQLITE = b"SQLite format 3\0"
 _JOURNALS = ("-wal", "-shm", "-journal")
-# What a process makes anew when it starts.
-_SCRATCH = frozenset({"bentoml"})
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _files(home: Path) -> Iterator[Path]:
     """Yield a home's files, sorted; what is neither file nor directory holds nothing, links are refused."""
     for directory, folders, names in os.walk(home, onerror=_raise):
         here = Path(directory)
-        folders[:] = sorted(name for name in folders if here != home or name not in _SCRATCH)
+        folders.sort()
         for name in sorted([*names, *folders]):
             path = here / name
             try:

@@ -41,8 +41,6 @@ def home(tmp_path: Path) -> Path:
     (home / "a").mkdir()
     (home / "a/table.parquet").write_bytes(bytes(range(256)) * 5000)
     (home / "a/empty").touch()
-    (home / "bentoml").mkdir()
-    (home / "bentoml/scratch").write_text("made anew")
     with closing(sqlite3.connect(home / "store/t.db")) as db:
         db.execute("pragma journal_mode=wal")
         db.execute("create table t (n integer)")
@@ -246,7 +244,7 @@ def test_a_killed_restore_is_seen_and_refused_until_it_is_cleared(home: Path, tm
         restore(tmp_path / "saved", home)
     shutil.rmtree(home)
     restore(tmp_path / "saved", home)
-    assert tree(home).keys() == before.keys() - {"bentoml/scratch", "store/t.db-wal", "store/t.db-shm"}
+    assert tree(home).keys() == before.keys() - {"store/t.db-wal", "store/t.db-shm"}
 
 
 def damage_byte(saved: Path):
