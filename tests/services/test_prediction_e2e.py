@@ -41,7 +41,7 @@ def status(client, path):
 
 def start(world, tmp_path, port, workers):
     home = tmp_path / "user"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("TRELLIS_", "BENTOML", "PROMETHEUS", "PYTEST"))},
         "TRELLIS_HOME": str(world.home),
