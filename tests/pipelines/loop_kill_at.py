@@ -8,6 +8,7 @@ that has imported the vendors, leads a group of its own, and is killed with all 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -128,11 +129,19 @@ def inspect(home: Path) -> tuple[dict[str, Any], list[str]]:
         "versions": [(v.version, v.digest, v.stage) for v in versions],
         "runs": runs_by_status,
         "plan": [tuple((v.version, v.role, v.weight) for v in c.plan.variants) for c in plans.history(MODEL)],
-        "decisions": sorted(d.id for d in taken.list(MODEL)),
+        "decisions": sorted(map(without_latency, taken.list(MODEL))),
         "candidates": sorted(p.name for p in (home / "candidates").iterdir() if not p.name.startswith(".")),
     }
     plans.close()
     return left, wrong
+
+
+def without_latency(decision: Any) -> str:
+    """Tell a decision by its evidence but for the latency, which a training begun anew measures anew."""
+    evidence = dict(decision.inputs["inputs"])
+    evidence.pop("latency_p95_ms", None)
+    content = json.dumps([decision.subject, evidence, decision.verdict.outcome], sort_keys=True)
+    return f"{decision.kind}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def run(work: Any, *, after: float | None = None) -> int:
