@@ -93,7 +93,7 @@ def main() -> int:
     try:
         config = load_settings()
         host, port = address(config)
-        config.directory()
+        config.directory("predictions")  # where every answer is logged: a home that cannot be written is told now
     except (TrellisError, OSError) as error:
         print(f"The prediction service cannot start. {error}", file=sys.stderr)  # noqa: T201
         return 2
