@@ -1,4 +1,5 @@
-"""The loop killed anywhere: how many kills it takes without a stuck, doubled or lost step, and where they struck.
+"""The loop killed anywhere: how many kills it takes without a stuck, doubled or lost step, and where they struck; and
+a year in which drift comes and goes, and what becomes of the budget of retrainings.
 
 Run: ``python tests/benchmarks/bench_loop.py [--kills 500]``, or with ``--real 25`` one real cycle of the toy model
 (its flows, registry, stores and watch job), played so many times with SIGKILL at one or two random moments of each;
@@ -17,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 SCRIPT = Path(__file__).parents[1] / "trellis" / "adapters" / "loop_kills.py"
 REAL = Path(__file__).parents[1] / "pipelines" / "loop_kill_at.py"
 
@@ -41,7 +44,27 @@ def main() -> int:
     print(f"  retrainings by outcome: {told['ends']}")
     for place, count in sorted(told["places"].items(), key=lambda item: -item[1]):
         print(f"  {count:5d}  {place}")
-    return 1 if told["differ"] or told["wrong"] else 0
+    return 1 if oscillations() or told["differ"] or told["wrong"] else 0
+
+
+def oscillations() -> bool:
+    """Print what a year of oscillating drift costs in retrainings; return whether a budget was passed."""
+    from tests.trellis.adapters.oscillating import most_in_a_month, year
+    from trellis.adapters.loop_store import LoopStore
+    from trellis.contract import RetrainPolicy
+
+    print(
+        "\na year whose drift comes and goes: days on and off, days it spoke, retrainings, most in any 30 days (budget)"
+    )
+    passed = False
+    for half, budget, cooldown in ((1, 2, 0), (3, 4, 3), (9, 1, 3), (30, 2, 7)):
+        policy = RetrainPolicy(cooldown_days=cooldown, budget_per_month=budget, min_new_labels=1)
+        with tempfile.TemporaryDirectory() as home:
+            loud, starts = year(LoopStore(f"sqlite:///{home}/trellis.db"), policy, half)
+        most = most_in_a_month(starts)
+        passed |= most > budget
+        print(f"  {half:4} {loud:10} {len(starts):8} {most:8} ({budget})", flush=True)
+    return passed
 
 
 def real(plays: int, seed: int) -> int:

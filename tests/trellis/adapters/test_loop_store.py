@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,23 +12,17 @@ import pytest
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
+from tests.trellis.adapters.oscillating import Oscillating, at, most_in_a_month, year
 from trellis.adapters import leases, loop_store
 from trellis.adapters.loop_store import LoopStore
 from trellis.contract import RetrainPolicy
 from trellis.errors import DataError, LeaseHeldError, StaleRevisionError
 from trellis.loop import (
-    Followed,
-    Gated,
     Loop,
     Request,
-    RetrainInputs,
-    Returned,
-    Signal,
     Trained,
-    Verified,
     Weighed,
     asked,
-    decide_retrain,
     next_state,
     paused,
     turn,
@@ -38,59 +31,17 @@ from trellis.loop import (
 WORD = Request("r1", "anna", "new product", "2013-07-01T00:00:00Z")
 
 
-def at(day):
-    return (datetime(2013, 1, 1, tzinfo=UTC) + timedelta(days=day)).isoformat()
-
-
 @pytest.fixture
 def store(tmp_path):
     return LoopStore(f"sqlite:///{tmp_path}/trellis.db")
 
 
-class Oscillating:
-    """A world whose drift comes and goes every ``half`` days; every candidate takes over after ``trial`` days."""
-
-    def __init__(self, policy, half, trial=3):
-        self.policy, self.half, self.trial, self.asked = policy, half, trial, 0
-
-    def weigh(self, state, now):
-        loud = (datetime.fromisoformat(now) - datetime(2013, 1, 1, tzinfo=UTC)).days // self.half % 2
-        self.asked += loud
-        inputs = RetrainInputs(
-            "m", now, (Signal("drift", bool(loud), 0.5 * loud, 0.25, ""),), "", state.starts, 9_999, state.request,
-            state.open.id if state.open else "", state.stage, state.failures, state.broken_since, state.paused,
-        )  # fmt: skip
-        verdict = decide_retrain(inputs, self.policy)
-        return Weighed(f"retrain-{now}", verdict.outcome, verdict.reason, "drift", "1")
-
-    def train(self, cycle):
-        return Trained({"candidate": cycle.id})
-
-    def gate(self, cycle):
-        return Gated(cycle.id, "PROMOTE", "better", {}, True)
-
-    def follow(self, cycle, now):
-        days = (datetime.fromisoformat(now) - datetime.fromisoformat(cycle.at)).days
-        return Followed("champion" if days >= self.trial else "open", "")
-
-    def verify(self, cycle, now):
-        return Verified("CONFIRMED", "", "")
-
-    def give_back(self, cycle):
-        return Returned("")
-
-
 @pytest.mark.parametrize(("half", "budget", "cooldown"), [(1, 2, 0), (9, 1, 3)])
 def test_a_year_of_oscillating_drift_stays_inside_the_budget(store, half, budget, cooldown):
     policy = RetrainPolicy(cooldown_days=cooldown, budget_per_month=budget, min_new_labels=1)
-    world, starts = Oscillating(policy, half), []
-    for day in range(365):
-        state = turn(store, world, policy, "m", at(day))
-        if state.cycles > len(starts):
-            starts.append(day)
-    assert world.asked > 150  # drift spoke nearly half of all days
-    for first in range(365):
-        assert sum(first <= s < first + 30 for s in starts) <= budget
+    loud, starts = year(store, policy, half)
+    assert loud > 150  # drift spoke nearly half of all days
+    assert most_in_a_month(starts) <= budget
     assert all(b - a >= cooldown for a, b in pairwise(starts))
     assert len(starts) >= 10  # and it did not simply sit still
 
