@@ -1,10 +1,11 @@
 """The BentoML service: BentoML packages, configures and runs the workers; requests for our routes go straight to them.
 
 BentoML wraps whatever a service answers, mounted applications as well, in a tracing span, a task of its own and a
-timer that outlives the request, also where tracing and timeouts are switched off. That costs several times what
-scoring a row does. ``bentoml.service`` takes a ``service_class``, and a worker serves whatever its ``to_asgi`` returns:
-ours hands every request to our own application, except BentoML's own pages (``/livez``, ``/readyz``, ``/healthz``) and
-the start and end of the worker, which stay BentoML's. Deadlines and limits are kept in ``app``.
+timer that outlives the request by a minute, also where tracing and timeouts are switched off. That costs several times
+what scoring a row does, and 5 kB of memory until the timer ends, which whoever asks ``/livez`` often enough can fill a
+machine with. ``bentoml.service`` takes a ``service_class``, and a worker serves whatever its ``to_asgi`` returns: ours
+hands every request to our own application; the start and end of the worker stay BentoML's. Deadlines and limits are
+kept in ``app``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ loops.use()
 # Set by whoever starts the workers; no setting, so it has not the settings' prefix.
 PARENT = "PREDICTION_PARENT"
 _LOOK_SECONDS = 20.0
-_BENTOML_PAGES = frozenset({"/livez", "/readyz", "/healthz"})
 
 
 class _Features:
@@ -97,14 +97,14 @@ _ours = _Ours()
 
 
 class Front:
-    """Parts our requests from BentoML's."""
+    """Hands requests to us and the worker's start and end to BentoML."""
 
     def __init__(self, bentoml_app: ASGIApp) -> None:
         self._bentoml = bentoml_app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        app = _ours.app if scope["type"] == "http" and scope["path"] not in _BENTOML_PAGES else None
+        app = _ours.app if scope["type"] == "http" else None
         await (app or self._bentoml)(scope, receive, send)
 
 
@@ -185,9 +185,6 @@ class Prediction:
             task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._service.stop)
         logger.info("every answered prediction is on the disk")
-
-    async def __is_ready__(self) -> bool:
-        return self._service.ready
 
     async def _freeze(self) -> None:
         """Take what loading left out of the collector's sight: a full pass over it stops answers for 0.3 s."""
