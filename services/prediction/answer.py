@@ -38,8 +38,8 @@ _DEFAULT = Variant("default", _ROLE, 0.0, "", "")
 class ShadowQueue(Protocol):
     """Where answered records go for the plan's shadows."""
 
-    def offer(self, plan: RolloutPlan, records: Sequence[Mapping[str, Any]]) -> None:
-        """Take what is sampled of the records; never waits and never raises."""
+    def offer(self, plan: RolloutPlan, logged: Sequence[tuple[Mapping[str, Any], bytes]]) -> None:
+        """Take what is sampled of the records, each with its line of JSON; never waits and never raises."""
 
 
 class Answerer:
@@ -143,12 +143,13 @@ class Answerer:
         if marks:
             records = [record | marks for record in records]
         try:
-            self._log(model.name).extend(records)
+            lines = self._log(model.name).extend(records)
         except StorageError:
             self._metrics.log_failures.labels(model.name).inc()
             raise
         if plan.shadows and self._shadows is not None:
-            self._shadows.offer(plan, [r for r in records if r["version"] != _DEFAULT.version])
+            logged = zip(records, lines, strict=True)
+            self._shadows.offer(plan, [(r, line) for r, line in logged if r["version"] != _DEFAULT.version])
         for variant in {v.version: v for v in answered}.values():
             many = sum(v.version == variant.version for v in answered)
             self._metrics.predicted(model.name, variant.version, variant.role, many)

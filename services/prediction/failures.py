@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class Log(Protocol):
     """Where records go."""
 
-    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Accept records, all or none; StorageError where they cannot be kept."""
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Accept records, all or none, and return them as lines of JSON; StorageError where they cannot be kept."""
 
 
 @dataclass

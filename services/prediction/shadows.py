@@ -29,13 +29,15 @@ from trellis.rollout.plan import RolloutPlan, Shadow, unit_position
 
 logger = logging.getLogger(__name__)
 
-_AT_A_TIME = 32
-# Every message makes this thread take Python's lock from the answering one several times; so there are few of them.
-_GATHER_SECONDS = 0.05
+_AT_A_TIME = 64
+# Every message makes this thread take Python's lock from the answering one several times and wakes a process that takes
+# a core; so there are few of them.
+_GATHER_SECONDS = 0.25
 _PIPE_BYTES = 1 << 20
 _LOAD_SECONDS = 60.0
+_LONG_SECONDS = 0.5
 
-Item = tuple[str, Shadow, Mapping[str, Any]]
+Item = tuple[str, Shadow, bytes]
 
 
 def is_sampled(plan: RolloutPlan, shadow: Shadow, prediction_id: str) -> bool:
@@ -83,7 +85,7 @@ class Shadows:
         models: Path,
         metrics: Metrics,
         *,
-        most: int = 512,
+        most: int = 2048,
         seconds: float = 5.0,
         rest: float = 30.0,
         verify_key: Path | None = None,
@@ -105,16 +107,16 @@ class Shadows:
         self._loaded: set[tuple[str, str, str]] = set()
         self._resting: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def offer(self, plan: RolloutPlan, records: Sequence[Mapping[str, Any]]) -> None:
-        """Take what is sampled of the answered records; never waits."""
+    def offer(self, plan: RolloutPlan, logged: Sequence[tuple[Mapping[str, Any], bytes]]) -> None:
+        """Take what is sampled of the answered records, each with its line of the log; never waits."""
         for shadow in plan.shadows:
-            for record in records:
+            for record, line in logged:
                 if record["version"] == shadow.version or not is_sampled(plan, shadow, record["id"]):
                     continue
                 if len(self._queue) >= self._most or self._stop.is_set():
                     self._count(plan.model, shadow, "dropped", 1)
                     continue
-                self._queue.append((plan.model, shadow, record))
+                self._queue.append((plan.model, shadow, line))
                 if not self._wake.is_set():
                     self._wake.set()
         if self._thread is None and self._queue:
@@ -141,22 +143,25 @@ class Shadows:
             self._wake.wait()
             self._wake.clear()
             self._stop.wait(_GATHER_SECONDS)
-            while self._queue and not self._stop.is_set():
-                try:
-                    self._next()
-                except Exception:
-                    logger.exception("the shadows met an error they do not know and go on")
-                    self._end(0)
+            waiting: dict[tuple[str, Shadow], list[bytes]] = {}
+            while self._queue:
+                model, shadow, line = self._queue.popleft()
+                waiting.setdefault((model, shadow), []).append(line)
+            for (model, shadow), lines in waiting.items():
+                for first in range(0, len(lines), _AT_A_TIME):
+                    if self._stop.is_set():
+                        return
+                    try:
+                        self._score(model, shadow, lines[first : first + _AT_A_TIME])
+                    except Exception:
+                        logger.exception("the shadows met an error they do not know and go on")
+                        self._end(0)
 
-    def _next(self) -> None:
-        """Score the next records of one version."""
-        model, shadow, record = self._queue.popleft()
-        records = [record]
-        while self._queue and len(records) < _AT_A_TIME and self._queue[0][:2] == (model, shadow):
-            records.append(self._queue.popleft()[2])
+    def _score(self, model: str, shadow: Shadow, lines: Sequence[bytes]) -> None:
+        """Have logged records scored by one version."""
         until, _ = self._resting.get((model, shadow.version), (0.0, 0.0))
         if time.monotonic() < until:
-            self._count(model, shadow, "resting", len(records))
+            self._count(model, shadow, "resting", len(lines))
             return
         message = {"model": model, "version": shadow.version, "location": shadow.location, "digest": shadow.digest}
         key = (model, shadow.version, shadow.digest)
@@ -168,15 +173,15 @@ class Shadows:
             if answer["ok"]:
                 self._loaded.add(key)
         if answer["ok"]:
-            answer = self._ask(message | {"records": records}, self._seconds)
+            answer = self._ask(message, self._seconds, lines)
         if not answer["ok"]:
-            self._count(model, shadow, "lost", len(records))
+            self._count(model, shadow, "lost", len(lines))
             if not self._stop.is_set():
                 self._leave(model, shadow, answer["why"])
             return
         failed = answer.get("failed", 0)
         self._count(model, shadow, "failed", failed)
-        self._count(model, shadow, "scored", len(records) - failed)
+        self._count(model, shadow, "scored", len(lines) - failed)
         self._resting.pop((model, shadow.version), None)
 
     def _leave(self, model: str, shadow: Shadow, why: str) -> None:
@@ -186,20 +191,31 @@ class Shadows:
         self._resting[(model, shadow.version)] = (time.monotonic() + rest, rest)
         logger.error("the shadow %s %s rests for %.0f s: %s", model, shadow.version, rest, why)
 
-    def _ask(self, message: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
-        """Send a message and return the answer; a process that does not give one in time is ended."""
+    def _ask(self, message: Mapping[str, Any], seconds: float, lines: Sequence[bytes] = ()) -> Mapping[str, Any]:
+        """Send a message, with records that are JSON already, and return the answer.
+
+        A process that does not give one in time is ended.
+        """
         child = self._child or self._begin()
         assert child.stdin is not None
         assert child.stdout is not None
-        end = time.monotonic() + seconds - in_line(child.pid)
-        data = memoryview(to_json(message, inf_nan_mode="null") + b"\n")
+        head = to_json(message)
+        if lines:  # as they are: to write them again would hold Python's lock while requests wait
+            head = head[:-1] + b',"records":[' + b",".join(line.rstrip() for line in lines) + b"]}"
+        data = memoryview(head + b"\n")
         answer = b""
         why = f"it did not answer within {seconds:g} s"
-        while (left := end + in_line(child.pid) - time.monotonic()) > 0 and not self._stop.is_set():
-            readable, writable, _ = select.select([child.stdout], [child.stdin] if data else [], [], min(left, 0.5))
+        end = time.monotonic() + seconds
+        before: float | None = None  # seconds in line, known from when it first takes long
+        while time.monotonic() < end + (in_line(child.pid) - before if before is not None else 0.0):
+            if self._stop.is_set():
+                break
             try:
-                if writable:
-                    data = data[os.write(child.stdin.fileno(), data) :]
+                if data:
+                    with suppress(BlockingIOError):
+                        data = data[os.write(child.stdin.fileno(), data) :]
+                writing = [child.stdin] if data else []
+                readable, writable, _ = select.select([child.stdout], writing, [], min(seconds, _LONG_SECONDS))
                 if readable:
                     part = os.read(child.stdout.fileno(), 65_536)
                     answer += part
@@ -209,6 +225,8 @@ class Shadows:
                     if answer.endswith(b"\n"):
                         told: Mapping[str, Any] = from_json(answer)
                         return told
+                elif not writable and before is None:
+                    before = in_line(child.pid)
             except OSError as error:
                 why = f"its process is gone: {error}"
                 break

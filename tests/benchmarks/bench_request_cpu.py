@@ -140,7 +140,7 @@ def main() -> None:
             (home / table).symlink_to(kept / table)
         with whole.redis(scratch / "redis") as store:
             time.sleep(0.5)
-            key = whole.deploy(home, scratch / "flight", store, None)
+            key = whole.deploy(home, scratch / "flight", store)
             environment = whole.QUIET | whole.settings(home, store, bench_http.free_port())
             os.environ.update(environment)
             url = f"http://127.0.0.1:{environment['TRELLIS_PORT']}/v1/models/{whole.MODEL}/predict"

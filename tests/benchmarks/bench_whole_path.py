@@ -5,10 +5,9 @@ trip, the on-demand view, split between champion and canary, ONNX scoring, check
 BentoML as its documentation writes an endpoint, with 15 numbers in the request and XGBoost behind it.
 
 First saturation (``wrk``, 16 connections), then latency at shares of the *service's own* saturation by an open loop
-(``open_loop``), the last of which is more than it can take. ``--workers`` compares one and two workers; ``--shadow``
-adds a shadow, once sound and once hung, at a third of the saturation. Two cores that carry Redis and ``wrk``, too, have
-none free for each of two workers; so these are also compared with each held to half a core. Medians of interleaved
-rounds; read the ratios.
+(``open_loop``), the last of which is more than it can take. ``--workers`` compares one and two workers. Two cores that
+carry Redis and ``wrk``, too, have none free for each of two workers; so these are also compared with each held to half
+a core. Medians of interleaved rounds; read the ratios. What a shadow costs is told by ``bench_shadow``.
 
 Run it with ``python tests/benchmarks/bench_whole_path.py``; it needs ``wrk`` and ``redis-server`` on the path and says
 so where they are missing. ``--home`` keeps the features (about a minute of work) for the next time.
@@ -20,12 +19,10 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -87,7 +84,7 @@ def flights(home: Path) -> list[dict]:
     ]
 
 
-def deploy(home: Path, files: Path, store: str, shadow: str | None) -> str:
+def deploy(home: Path, files: Path, store: str, *, shadow: bool = False) -> str:
     """Seal an artifact, plan a champion and a canary, bring Redis up to ``NOW``; return an API key."""
     from trellis.adapters.feature_store import FeatureStore
     from trellis.adapters.plan_store import PlanStore
@@ -216,7 +213,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--workers", action="store_true", help="compare one worker with two")
-    parser.add_argument("--shadow", action="store_true", help="compare with a shadow, sound and hung")
     parser.add_argument("--home", type=Path, help="directory to keep the features in")
     chosen = parser.parse_args()
     for program, package in (("wrk", "wrk"), ("redis-server", "redis-server")):
@@ -235,14 +231,14 @@ def main() -> None:
         predictor.export_onnx(scratch / "flight" / "model.onnx")
         bench_http.model_files(scratch / "rows")
 
-        def service(who: str, *, shadow: bool = False, workers: int = 1) -> tuple[str, int, dict[str, str], Path]:
+        def service(who: str, *, workers: int = 1) -> tuple[str, int, dict[str, str], Path]:
             home = scratch / who
             home.mkdir()
             (home / "raw").symlink_to(kept / "raw")
             (home / "features").symlink_to(kept / "features")
             (scratch / f"{who}.redis").mkdir()
             store = stack.enter_context(redis(scratch / f"{who}.redis"))
-            headers = {"Authorization": f"Bearer {deploy(home, scratch / 'flight', store, 'yes' if shadow else None)}"}
+            headers = {"Authorization": f"Bearer {deploy(home, scratch / 'flight', store)}"}
             port = bench_http.free_port()
             environment = QUIET | settings(home, store, port)
             url = f"http://127.0.0.1:{port}/v1/models/{MODEL}/predict"
@@ -330,30 +326,6 @@ def main() -> None:
                     print(f"each held to {_SHARE:.0%} of a core: {pair / one:.2f}x ({pair:.0f} against {one:.0f})")
                 else:
                     print("each held to a share of a core: left out, for only root may make control groups")
-        if chosen.shadow:
-            _, beside, more, home = service("shadowed", shadow=True)
-            at(beside, more, 0.2 * top)
-
-            def pooled(number: int) -> list[float]:
-                """Return p99 without and with the shadow, of all answers of many short rounds in turns."""
-                spent: tuple[list[float], list[float]] = ([], [])
-                for i in range(number):
-                    for which in (0, 1) if i % 2 else (1, 0):
-                        asked = [post(f"/v1/models/{MODEL}/predict", body, (headers, more)[which]) for body in bodies]
-                        load = offer("127.0.0.1", (port, beside)[which], asked, 0.35 * top, 2, seed=i)
-                        spent[which].extend(load.milliseconds)
-                return [sorted(each)[int(0.99 * len(each))] for each in spent]
-
-            print("\np99 of an open loop at 35 % of saturation, a shadow scoring a tenth; rounds of 2 s in turns")
-            without, sound = pooled(8 * chosen.rounds)
-            print(f"without {without:.2f} ms, with {sound:.2f} ms ({sound / without - 1:+.0%})")
-            for pid in shadow_hosts(home):
-                os.kill(pid, signal.SIGSTOP)  # it never comes back
-            time.sleep(1)
-            without, hung = pooled(8 * chosen.rounds)
-            for pid in shadow_hosts(home):
-                os.kill(pid, signal.SIGCONT)
-            print(f"without {without:.2f} ms, hung {hung:.2f} ms ({hung / without - 1:+.0%})")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,9 @@ def offer(host: str, port: int, requests: Sequence[bytes], rate: float, seconds:
             asked[connection.fileno()] = _Asked(connection, due)
             with suppress(OSError):  # the other end is gone, which reading will tell
                 connection.send(request)
-        for place, _ in poll.poll(max(0.0, moments[sent] - now) if sent < len(moments) else 1.0):
+        # epoll rounds what it waits up to whole milliseconds, which select does not.
+        select.select([poll], [], [], max(0.0, moments[sent] - now) if sent < len(moments) else 1.0)
+        for place, _ in poll.poll(0):
             one = asked.get(place)
             if one is None:  # an idle connection that the server closed
                 gone = next(c for c in idle if c.fileno() == place)

@@ -100,8 +100,11 @@ class AppendLog:
         """Accept one record; see ``extend``."""
         self.extend([record])
 
-    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> list[bytes]:
         """Accept records, all or none. NaN is written as null.
+
+        Returns:
+            The records as they are written, a line of JSON each.
 
         Raises:
             StorageError: The disk refuses to write, too much waits for it, or the log is closed. None was accepted.
@@ -134,7 +137,7 @@ class AppendLog:
                     thread.start()
         if self._flush_seconds > 0:
             self._to_write.set()
-            return
+            return lines
         with self._sync_lock:
             try:
                 self._commit(last)
@@ -142,6 +145,7 @@ class AppendLog:
                 # Refused, so not to be written later: the caller is told that it was not taken.
                 self._drop(first, last)
                 raise _refused(self._directory, error) from error
+        return lines
 
     def flush(self) -> None:
         """Return once everything accepted so far is synced.

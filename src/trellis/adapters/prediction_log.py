@@ -31,9 +31,9 @@ class ShadowLog(AppendLog):
     """The log of what one model's shadows answered, under ``<home>/shadows/<model>/``; arguments as for ``AppendLog``.
 
     A record is ``{"id", "model", "version" (the shadow's), "primary_version", "revision", "time", "received_at",
-    "unit", "primary": {output: value}, "outputs": {output: value}, "primary_latency_ms", "score_ms",
-    "memory_mb" (that loading the version took)}``, where ``id`` is the prediction's; one that the shadow could not
-    score has ``error`` and empty ``outputs``.
+    "unit", "primary": {output: value}, "outputs": {output: value}, "primary_latency_ms", "memory_mb"
+    (that loading the version took)}``, where ``id`` is the prediction's; one that the shadow could not score has
+    ``error`` and empty ``outputs``, and one that it scored alone, as some are for the sake of it, has ``score_ms``.
     """
 
     def __init__(self, home: Path, model: str, **options: Any) -> None:
