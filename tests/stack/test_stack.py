@@ -128,6 +128,13 @@ def test_without_the_key_nothing_is_answered(stack: Stack):
         page(stack, "CONSOLE", "/ui")
 
 
+def logged_predictions(stack: Stack, model: str) -> int:
+    """Return how many predictions of a model are in the stack's log."""
+    code = "import pathlib; from trellis.adapters.prediction_log import read_predictions; "
+    code += f"print(len(read_predictions(pathlib.Path('/var/lib/trellis'), '{model}')))"
+    return int(stack.python(code).splitlines()[-1])
+
+
 def test_the_simulated_flights_are_answered_labelled_and_watched(stack: Stack, figures):
     """The profile `load`: July's flights ask, and tell the truth when they have landed."""
     stack.compose("--profile", "load", "up", "--detach", "--no-deps", "--no-build", "simulator")
@@ -139,9 +146,7 @@ def test_the_simulated_flights_are_answered_labelled_and_watched(stack: Stack, f
     figures["simulator: seconds until the monitor's first look with labels"] = round(time.monotonic() - began, 1)
     stack.compose("--profile", "load", "rm", "--stop", "--force", "simulator")
     # Two replicas share a home; what each counts must be its own.
-    code = "import pathlib; from trellis.adapters.prediction_log import read_predictions; "
-    code += f"print(len(read_predictions(pathlib.Path('/var/lib/trellis'), '{FLIGHTS}')))"
-    logged = int(stack.python(code).splitlines()[-1])
+    logged = logged_predictions(stack, FLIGHTS)
     until(lambda: total(stack, f"trellis_predictions_total{of}") == logged, 60, "the replicas count what they logged")
     code = "import json, pathlib; from trellis.adapters.prediction_log import read_predictions, read_labels; "
     code += f"h = pathlib.Path('/var/lib/trellis'); p = read_predictions(h, '{FLIGHTS}').set_index('id'); "
@@ -210,19 +215,41 @@ def test_the_same_data_get_the_same_decision_embedded(stack: Stack, tmp_path):
         assert figures_of(mine) == pytest.approx(figures_of(theirs), rel=1e-9)
 
 
+def send_week(stack: Stack, week: int, *, turned: bool = False) -> None:
+    """Ask for the predictions of 1,200 rows of one week, and tell their labels; turned, x is up and the law another."""
+    rows, labels = [], []
+    for i in range(1200):
+        x = ((i * 7919) % 1200 / 1200 - 0.5) * 4 + 2.5 * turned
+        day, hour = divmod(i % 160, 24)
+        at = f"2013-05-{2 + 7 * week + day:02d}T{hour:02d}:{i // 160:02d}:00Z"
+        rows.append({"x": round(x, 4), "z": "ab"[i % 2], "at": at})
+        labels.append(int(i % 10 < 3 if turned else x > 0))
+    send(stack, rows, labels, "2013-05-22T22:00:00Z", f"week-{week}")
+
+
+def test_a_game_day_notices_what_is_put_into_a_copy_and_leaves_the_stack_alone(stack: Stack, figures):
+    send_week(stack, 0)
+    send_week(stack, 1)
+    left = plan(stack), logged_predictions(stack, MODEL)
+    began = time.monotonic()
+    drill = ["game-day", MODEL, "--scenario", "nulls", "--quiet-days", "2", "--days", "4", "--json"]
+    report = json.loads(stack.trellis(*drill))
+    figures["game day: seconds, looks and days until noticed"] = (
+        round(time.monotonic() - began, 1),
+        report["noticed_after_looks"],
+        report["noticed_after_days"],
+    )
+    assert report["noticed_after_looks"] == 1
+    assert report["days"][-1]["outcome"] == "UPSTREAM_FAULT"
+    assert "x" in report["days"][-1]["columns"]
+    assert (plan(stack), logged_predictions(stack, MODEL)) == left
+    assert not {day["decision"] for day in report["days"]} & {one["id"] for one in decisions(stack)}
+
+
 def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
     """x moves up by two and the law turns round: harm, so the monitor says drift, and the loop trains again."""
     began = time.monotonic()
-    for week, name in enumerate(("calm", "calm2", "turned")):
-        rows, labels = [], []
-        for i in range(1200):
-            x = ((i * 7919) % 1200 / 1200 - 0.5) * 4 + (2.5 if name == "turned" else 0)
-            day, hour = divmod(i % 160, 24)
-            at = f"2013-05-{2 + 7 * week + day:02d}T{hour:02d}:{i // 160:02d}:00Z"
-            rows.append({"x": round(x, 4), "z": "ab"[i % 2], "at": at})
-            expected = x > 0 if name != "turned" else i % 10 < 3
-            labels.append(int(expected))
-        send(stack, rows, labels, "2013-05-22T22:00:00Z", name)
+    send_week(stack, 2, turned=True)
     sent = time.monotonic()
 
     def heard() -> bool:
