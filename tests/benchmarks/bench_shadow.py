@@ -6,8 +6,8 @@ shadow in and out between short rounds of load; and of every three rounds two ar
 equal things seem to lie apart. What is told is the ratio of the rounds' median p99, with a 90 % interval from a
 bootstrap over the blocks of three rounds (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, ch. 13).
 
-The load is saturation, where the shadow has only the processor time that the worker, Redis and ``wrk`` leave on the same
-cores; or an open loop at a share of it, whose p99 varies several times as much from round to round.
+The load is saturation, where the shadow has only the processor time that the worker, Redis and ``wrk`` leave on the
+same cores; or an open loop at a share of it, whose p99 varies several times as much from round to round.
 
 Run it with ``python tests/benchmarks/bench_shadow.py``; it needs ``wrk`` and ``redis-server`` on the path.
 """
