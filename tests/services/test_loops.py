@@ -1,8 +1,13 @@
 """The workers' event loop takes many new connections a turn, and tells when it stays behind."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -13,6 +18,7 @@ from services.prediction.errors import UnavailableError
 from services.prediction.workers import Deadline, Pulse, Workers
 
 CALLERS = 96
+ROOT = Path(__file__).parents[2]
 
 
 async def turns_to_accept() -> int:
@@ -51,8 +57,54 @@ def run(loop_factory, work):
 def test_many_connections_are_taken_in_a_turn_where_uvloop_takes_one(monkeypatch):
     assert run(uvloop.new_event_loop, turns_to_accept()) >= CALLERS
     assert run(loops.Loop, turns_to_accept()) <= CALLERS // 4
-    monkeypatch.setenv(loops.WORKERS, "2")  # who share the socket, and the callers
-    assert run(loops.Loop, turns_to_accept()) >= CALLERS
+
+
+WORKER = """
+import asyncio, os, socket, sys
+from services.prediction import loops
+
+class Protocol(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.write(b"%d %d" % (os.getpid(), transport.get_extra_info("socket").getsockopt(6, 1)))
+
+async def main():
+    door = socket.socket(fileno=int(sys.argv[1]))
+    server = await asyncio.get_running_loop().create_server(Protocol, sock=door, backlog=100)
+    print("listening", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.close()
+    await server.wait_closed()
+
+with asyncio.Runner(loop_factory=loops.Loop) as runner:
+    runner.run(main())
+"""
+
+
+def test_workers_that_share_a_socket_get_connections_in_turns():
+    door = socket.create_server(("127.0.0.1", 0), backlog=CALLERS)
+    command = [sys.executable, "-c", WORKER, str(door.fileno())]
+    environment = os.environ | {loops.WORKERS: "2"}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "pass_fds": [door.fileno()]}
+    workers = [subprocess.Popen(command, cwd=ROOT, **options) for _ in range(2)]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == b"listening\n"
+        callers = [socket.create_connection(door.getsockname(), timeout=10) for _ in range(CALLERS)]
+        told = [caller.recv(100).split() for caller in callers]
+        for caller in callers:
+            caller.close()
+        door.close()
+        for worker in workers:
+            worker.communicate(timeout=10)
+            assert worker.returncode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    taken = Counter(int(pid) for pid, _ in told)
+    assert set(taken) == {worker.pid for worker in workers}
+    assert min(taken.values()) >= CALLERS // 4, taken
+    assert {without_delay for _, without_delay in told} == {b"1"}
 
 
 def test_uvicorn_takes_the_loop_where_it_would_choose_one(monkeypatch):
