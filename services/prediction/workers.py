@@ -26,6 +26,8 @@ _LONGEST_MS = 600_000
 _BEAT_SECONDS = 0.05
 _LATE_SECONDS = 0.02
 _LATE_BEATS = 3  # a single one is a pause, of the garbage collector perhaps
+_BUSY = 0.5  # share of a beat that the loop worked
+_CROWDED = 8  # part of the queue that is many
 _STANDING = 4  # by which the queue is shorter then
 
 
@@ -67,25 +69,36 @@ class Deadline:
 
 
 class Pulse:
-    """Tells whether the event loop stays behind: a turn of it takes long, and has for a while.
+    """Tells whether the event loop stays behind: for a while its turns take long, or many wait and it is busy.
+
+    Many that wait while the loop has time wait for somebody else, the online store for example.
+
+    Args:
+        crowded: Tells whether many wait.
 
     Attributes:
-        behind: Whether the last beats all came late.
+        behind: Whether it was so at the last beats all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crowded: Callable[[], bool] = lambda: False) -> None:
         self.behind = False
+        self._crowded = crowded
         self._late = 0
+        self._worked = 0.0
 
     def start(self) -> None:
         """Beat on the running loop until it ends."""
         loop = asyncio.get_running_loop()
+        self._worked = time.thread_time()
         loop.call_later(_BEAT_SECONDS, self._beat, loop, loop.time() + _BEAT_SECONDS)
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        now = loop.time()
-        self._late = self._late + 1 if now - due > _LATE_SECONDS else 0
+        now, worked = loop.time(), time.thread_time()
+        late = now - due
+        busy = worked - self._worked > _BUSY * (_BEAT_SECONDS + late)
+        self._late = self._late + 1 if late > _LATE_SECONDS or (busy and self._crowded()) else 0
         self.behind = self._late >= _LATE_BEATS
+        self._worked = worked
         loop.call_at(now + _BEAT_SECONDS, self._beat, loop, now + _BEAT_SECONDS)
 
 
@@ -97,7 +110,7 @@ class Workers:
     """
 
     def __init__(self, most_waiting: int) -> None:
-        self.pulse = Pulse()
+        self.pulse = Pulse(lambda: self._reading > most_waiting // _CROWDED)
         self._threads = ThreadPoolExecutor(_THREADS, "score")
         self._most = most_waiting
         self._waiting = 0

@@ -133,6 +133,26 @@ def test_a_pause_is_no_arrears_but_turn_after_long_turn_is():
     assert run(loops.Loop, played()) == (False, True, False)
 
 
+@pytest.mark.parametrize(
+    ("works", "crowded", "behind"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_a_crowd_is_a_queue_that_stands_only_where_the_loop_is_what_it_waits_for(works, crowded, behind):
+    async def played():
+        pulse = Pulse(lambda: crowded)
+        pulse.start()
+        end, seen = time.monotonic() + 0.5, False
+        while time.monotonic() < end:
+            if works:
+                done = time.thread_time() + 0.004  # far from a long turn
+                while time.thread_time() < done:
+                    pass
+            await asyncio.sleep(0 if works else 0.004)
+            seen = seen or pulse.behind
+        return seen
+
+    assert run(loops.Loop, played()) == behind
+
+
 def test_the_queue_is_a_quarter_as_long_while_the_loop_is_behind():
     async def taken(behind: bool) -> int:
         workers = Workers(most_waiting=40)
