@@ -7,7 +7,7 @@ a worker that is alone gives it the listening one sixteen times.
 
 Of several workers that share a socket the first one awake takes most of what comes at once, and answers those alone for
 as long as the connections are kept. So each of these rests after a connection that it took, and leaves the next to the
-others, as nginx does (its ``accept_mutex_delay`` and ``ngx_accept_disabled``).
+others, as libuv did on request (``UV_TCP_SINGLE_ACCEPT``), for longer.
 """
 
 from __future__ import annotations

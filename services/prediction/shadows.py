@@ -35,7 +35,7 @@ _AT_A_TIME = 64
 _GATHER_SECONDS = 0.25
 _PIPE_BYTES = 1 << 20
 _LOAD_SECONDS = 60.0
-_LONG_SECONDS = 0.5
+_LONG_SECONDS = 0.5  # by then most have answered, and what the system knows of the process is not looked up
 
 Item = tuple[str, Shadow, bytes]
 
