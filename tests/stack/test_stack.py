@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from statistics import NormalDist
 
 import pytest
 
@@ -216,14 +217,14 @@ def test_the_same_data_get_the_same_decision_embedded(stack: Stack, tmp_path):
 
 
 def send_week(stack: Stack, week: int, *, turned: bool = False) -> None:
-    """Ask for the predictions of 1,200 rows of one week, and tell their labels; turned, x is up and the law another."""
+    """Send 1,200 rows of a week that is as in training, and their labels; turned, x is up and the law another."""
     rows, labels = [], []
     for i in range(1200):
-        x = ((i * 7919) % 1200 / 1200 - 0.5) * 4 + 2.5 * turned
+        x = NormalDist().inv_cdf(((i * 7919) % 1200 + 0.5) / 1200) + 2.5 * turned
         day, hour = divmod(i % 160, 24)
         at = f"2013-05-{2 + 7 * week + day:02d}T{hour:02d}:{i // 160:02d}:00Z"
         rows.append({"x": round(x, 4), "z": "ab"[i % 2], "at": at})
-        labels.append(int(i % 10 < 3 if turned else x > 0))
+        labels.append(int(i % 10 < 3 if turned else (i % 10 > 0) == (x > 0)))
     send(stack, rows, labels, "2013-05-22T22:00:00Z", f"week-{week}")
 
 
@@ -239,6 +240,7 @@ def test_a_game_day_notices_what_is_put_into_a_copy_and_leaves_the_stack_alone(s
         report["noticed_after_looks"],
         report["noticed_after_days"],
     )
+    assert report["false_alarms"] == 0
     assert report["noticed_after_looks"] == 1
     assert report["days"][-1]["outcome"] == "UPSTREAM_FAULT"
     assert "x" in report["days"][-1]["columns"]
@@ -249,6 +251,7 @@ def test_a_game_day_notices_what_is_put_into_a_copy_and_leaves_the_stack_alone(s
 def test_drift_is_alerted_and_trained_away(stack: Stack, figures):
     """x moves up by two and the law turns round: harm, so the monitor says drift, and the loop trains again."""
     began = time.monotonic()
+    assert '"TrellisDrift"' not in stack.compose("logs", "--no-log-prefix", "webhook")
     send_week(stack, 2, turned=True)
     sent = time.monotonic()
 
