@@ -79,6 +79,7 @@ def test_every_route_is_either_guarded_or_known_to_be_open(guarded):
     starlette = guarded.app.__closure__[[*guarded.app.__code__.co_freevars].index("app")].cell_contents
     paths = {route.path for route in starlette.routes}
     open_ones = {"/", "/v2", "/v2/health/live", "/v2/health/ready", "/docs", "/docs/{asset}", "/openapi.json"}
+    open_ones |= {"/livez", "/readyz", "/healthz"}
     guarded_ones = {path.replace("toy_linear", "{model}").replace("/1/", "/{version}/") for _, path, _ in ROUTES}
     guarded_ones |= {"/v2/models/{model}/versions/{version}", "/v2/models/{model}/versions/{version}/ready"}
     assert paths == open_ones | guarded_ones
