@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipelines.evidence import guard_counts
 from trellis.adapters.plan_store import Change
 from trellis.contract import ModelSpec
 from trellis.ledger import Labelled, labelled, moments
-from trellis.rollout import CanaryInputs, LossStream, RolloutPlan, exposures_of
+from trellis.rollout import CanaryInputs, LossStream, RolloutPlan
 from trellis.rollout.bandit import BanditInputs, RewardBatch
 from trellis.rollout.compare import AbInputs, Arm
 from trellis.rollout.shadowing import ShadowInputs
@@ -48,7 +49,7 @@ def ab_inputs(
     found = labelled(spec, predictions[predictions["revision"].isin(list(plans))], labels, _plain(now))
     expected = _expected_before(spec, found, newest, min(plans), predictions, labels)
     champion = (found.rows["assigned"] == newest.champion.version).to_numpy(dtype=bool)
-    failed = found.rows["failed"].to_numpy(dtype=bool)
+    units = None if newest.unit is None else found.rows["unit"].to_numpy(dtype=str)
     order = np.argsort(found.known.observed_at, kind="stable")
     arms = []
     for variant in newest.canaries:
@@ -58,15 +59,17 @@ def ab_inputs(
         pair = ours | champion
         told = order[(found.told & pair)[order]]
         stream = LossStream().update(
-            ours[told], found.loss[told], share[told], None if expected is None else expected[told]
+            ours[told],
+            found.loss[told],
+            share[told],
+            None if expected is None else expected[told],
+            None if units is None else units[told],
         )
-        slow = None
-        if "latency_ms" in found.rows:
-            slow = (found.rows["latency_ms"].to_numpy(dtype=float) > spec.gates.max_latency_ms)[pair]
-        exposures = exposures_of(share[pair], ours[pair], failed=failed[pair], slow=slow)
-        arms.append(
-            Arm(variant.version, CanaryInputs(stream, exposures, weights[newest.revision], _days(found.times, now)))
+        exposures, latencies = guard_counts(
+            spec, found.rows[pair].reset_index(drop=True), share[pair], ours[pair], by_unit=units is not None
         )
+        weight, days = weights[newest.revision], _days(found.times, now)
+        arms.append(Arm(variant.version, CanaryInputs(stream, exposures, weight, days, latencies=latencies)))
     return AbInputs(tuple(arms))
 
 

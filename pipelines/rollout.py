@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial, shadow_inputs
+from pipelines.evidence import guard_counts
 from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
@@ -32,19 +33,16 @@ from trellis.rollout import (
     LossStream,
     RolloutPlan,
     Variant,
-    exposures_of,
     ready_to_step,
 )
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
-from trellis.rollout.latency import latencies_of
 from trellis.rollout.pairs import Pairs
 from trellis.rollout.shadowing import decide_shadow
 from trellis.rollout.verdict import decide
 from trellis.settings import settings
 
 _SAME_SHARE = 1e-9
-_LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,7 @@ def _inputs(
     rows = predictions[predictions["revision"].isin(list(trial.shares))].reset_index(drop=True)
     share = rows["revision"].map(trial.shares).to_numpy(dtype=float)
     canary = (rows["assigned"] == trial.plan.canary.version).to_numpy(dtype=bool)
-    answered = rows["answered"].to_numpy(dtype=bool)
+    by_unit = trial.plan.unit is not None
     stream = LossStream()
     days = 0.0
     if len(rows):
@@ -289,17 +287,13 @@ def _inputs(
         order = np.argsort(found.known.observed_at, kind="stable")
         order = order[found.told[order]]
         if len(order):
-            stream = stream.update(canary[order], found.loss[order], share[order])
+            unit = found.rows["unit"].to_numpy(dtype=str)[order] if by_unit else None
+            stream = stream.update(canary[order], found.loss[order], share[order], unit=unit)
     expected, error = _expectation(trial)
-    slow, latencies = None, None
-    if "latency_ms" in rows:
-        spent = rows["latency_ms"].to_numpy(dtype=float)
-        slow = spent > spec.gates.max_latency_ms
-        if spec.rollout.max_slowdown is not None:
-            latencies = latencies_of(np.maximum(spent[answered], _LEAST_MS), canary[answered])
+    exposures, latencies = guard_counts(spec, rows, share, canary, by_unit=by_unit)
     return CanaryInputs(
         stream=stream,
-        exposures=exposures_of(share, canary, failed=rows["failed"].to_numpy(dtype=bool), slow=slow),
+        exposures=exposures,
         share=trial.plan.canary.weight,
         days=round(days, 6),
         expected_difference=expected,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -59,7 +60,9 @@ class RolloutPolicy:
         alpha: Chance of a wrong verdict over the whole rollout, however often it is looked at.
         min_labels: Fewest labelled rows per variant for a verdict.
         max_days: After so many days of event time without a verdict the rollout ends INCONCLUSIVE and is rolled back.
-        unit: Request field that keeps a caller on one variant; None splits by prediction id.
+        unit: Request field that keeps a caller on one variant; None splits by prediction id. Verdicts then count
+            callers rather than rows, so many are needed; with a few, compare in pairs (``shadow_rate``). Not for a
+            bandit.
         strategy: ``canary`` raises the share by ``steps`` as evidence comes in. ``blue_green`` warms the candidate,
             gives it all traffic at once and keeps the old version warm for ``rollback_days``. ``ab`` splits the last
             of ``steps`` evenly among the candidates until one is better beyond doubt. ``bandit`` moves traffic to
@@ -96,8 +99,15 @@ class RolloutPolicy:
             "rollout",
             "needs rising steps in (0, 1]",
         )
+        require(0 < self.margin < math.inf, "rollout", "needs a margin above zero")
+        require(self.min_labels >= 1, "rollout", "needs min_labels of one or more")
         require(0 < self.alpha < 0.5, "rollout", "needs an alpha between 0 and 0.5")
         require(self.strategy in get_args(Strategy), "rollout", f"knows the strategies {get_args(Strategy)}")
+        require(
+            self.unit is None or self.strategy != "bandit",
+            "rollout",
+            "splits by a unit, which a bandit cannot: it counts rows, and those of a unit are not independent",
+        )
         require(self.on_timeout in ("roll_back", "pause"), "rollout", "needs on_timeout roll_back or pause")
         require(0 <= self.shadow_rate <= 1, "rollout", "needs a shadow_rate in [0, 1]")
         require(0 < self.floor < 0.5, "rollout", "needs a floor between 0 and 0.5")

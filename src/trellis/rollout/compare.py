@@ -9,7 +9,7 @@ from statistics import NormalDist
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
 from trellis.rollout.stream import reach
-from trellis.rollout.verdict import CanaryInputs, decide, quality_alpha
+from trellis.rollout.verdict import TRIPWIRES, CanaryInputs, decide, quality_alpha
 
 POWER = 0.8
 
@@ -41,8 +41,8 @@ class AbInputs:
 def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
     """Say which arm wins.
 
-    PROMOTE the arm whose loss is lower than the champion's beyond doubt (upper bound of the difference below 0); of
-    several the one with the lowest estimate. ROLL_BACK as soon as any arm does harm, as ``verdict.decide`` defines it:
+    PROMOTE the arm whose loss is lower than the champion's beyond doubt (upper bound of the difference below 0) and
+    none of whose guards is in doubt; of several the one with the lowest estimate. ROLL_BACK as soon as any arm does harm, as ``verdict.decide`` defines it:
     the split is fixed, so a harmful arm cannot be turned down. INCONCLUSIVE if the split is wrong, at the planned size,
     or after ``max_days``; then the champion stays, which costs nothing. Else HOLD.
 
@@ -60,6 +60,7 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
     better: list[tuple[float, Check]] = []
     harmful: list[Check] = []
     void: list[Check] = []
+    doubts: list[Check] = []
     full = True
     needs: dict[str, float] = {}
     for arm in inputs.arms:
@@ -72,8 +73,12 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
         enough = min(stream.canary_rows, stream.champion_rows) >= policy.min_labels
         variance = stream.square / stream.information if stream.information else 0.0
         upper = stream.bounds(alpha)[1]
-        won = enough and upper < 0
-        planned = _planned(variance, alpha, policy.margin) if variance else math.inf
+        better_yet = enough and upper < 0
+        doubt = [c for c in found.checks if c.name in TRIPWIRES and c.passed is None]
+        if better_yet and doubt:
+            doubts.append(replace(doubt[0], text=f"Version {arm.version}: {doubt[0].text}"))
+        won = better_yet and not doubt
+        planned = planned_information(variance, alpha, policy.margin) if variance else math.inf
         if math.isfinite(upper):
             text = (
                 f"Version {arm.version}: mean loss less the champion's {stream.difference:+.4f} on {stream.rows} rows, "
@@ -87,7 +92,11 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
             better += [(stream.difference, check)] if won else []
             if stream.information < planned:
                 rate = stream.information / stream.rows
-                needs["labels"] = max(needs.get("labels", 0.0), math.ceil((planned - stream.information) / rate))
+                labels = math.ceil((planned - stream.information) / rate)
+                needs["labels"] = max(needs.get("labels", 0.0), labels)
+                if arm.inputs.days > 0:
+                    days_more = labels / (stream.rows / arm.inputs.days)
+                    needs["days"] = max(needs.get("days", 0.0), round(days_more, 1))
         full = full and enough and stream.information >= planned
 
     def say(outcome: str, *first: Check, needs: dict[str, float] | None = None) -> Verdict:
@@ -104,18 +113,18 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
         chosen = min(better, key=lambda pair: pair[0])[1]
         checks = [replace(c, passed=None) if c.name.startswith("winner/") and c is not chosen else c for c in checks]
         return say("PROMOTE", chosen)
-    if full:
+    if full and not doubts:
         text = f"No arm is better beyond doubt at the planned size, made for an improvement of {policy.margin:g}."
         return say("INCONCLUSIVE", Check("size", False, text))
     days = max(arm.inputs.days for arm in inputs.arms)
     if days >= policy.max_days:
         late = f"{days:.1f} of at most {policy.max_days:g} days have passed without a winner."
         return say("INCONCLUSIVE", Check("time", False, late, days, policy.max_days))
-    told = checks[:1] or [Check("labels", None, "No labelled row compares the arms yet.")]
+    told = doubts[:1] or checks[:1] or [Check("labels", None, "No labelled row compares the arms yet.")]
     return say("HOLD", *told, needs=needs or {"labels": float(policy.min_labels)})
 
 
-def _planned(variance: float, alpha: float, effect: float) -> float:
+def planned_information(variance: float, alpha: float, effect: float) -> float:
     """Return the information at which a true difference ``effect`` has been found with the planned power."""
     z = NormalDist().inv_cdf(POWER)
 

@@ -25,7 +25,8 @@ CONCENTRATION = 1_000.0
 class Exposure:
     """Requests answered while the canary had one share.
 
-    Where a rollout splits by a unit (a caller, say), ``canary`` and ``champion`` count each unit once.
+    A request counts once, however many rows it has. Where a rollout splits by a unit (a caller, say), units are counted
+    instead; see ``trellis.rollout.draws``.
 
     Attributes:
         share: The canary's share, in (0, 1).

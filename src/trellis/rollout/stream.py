@@ -37,9 +37,10 @@ class LossStream:
         canary_rows: Those that the canary answered.
         canary_loss, champion_loss: Sums of the losses.
         score: Sum of ``y``.
-        square: Sum of ``y²``.
+        square: Sum of ``y²``; where units were drawn, of the squares of their sums of ``y``.
         information: Sum of ``π(1 - π)``.
         surplus: Sum of ``A - π``: canary rows beyond what the shares lead one to expect.
+        surplus_variance: Its variance; 0 in decisions older than it, where it is ``information``.
         covariate, covariate_square, covariate_loss: Sums of the covariate ``x``, ``x²`` and ``x · loss``; zero without.
     """
 
@@ -51,12 +52,18 @@ class LossStream:
     square: float = 0.0
     information: float = 0.0
     surplus: float = 0.0
+    surplus_variance: float = 0.0
     covariate: float = 0.0
     covariate_square: float = 0.0
     covariate_loss: float = 0.0
 
     def update(
-        self, canary: NDArray[Any], loss: NDArray[Any], share: ArrayLike, covariate: NDArray[Any] | None = None
+        self,
+        canary: NDArray[Any],
+        loss: NDArray[Any],
+        share: ArrayLike,
+        covariate: NDArray[Any] | None = None,
+        unit: NDArray[Any] | None = None,
     ) -> LossStream:
         """Return the state after more rows, in the order in which their labels became known.
 
@@ -69,9 +76,12 @@ class LossStream:
                 over the rows *before*, and not on their mean alone: CUPED (Deng, Xu, Kohavi & Walker 2013, WSDM) with a
                 coefficient that is predictable, so that all that is said about ``y`` still holds and only its square
                 gets smaller. Give it always or never.
+            unit: What was drawn for the variant, ``(n,)``, for example the caller; None where every row was by itself.
+                All rows of a unit count as one draw then, so give them in one go.
 
         Raises:
-            DataError: The parts do not line up, a number is not finite, or a share lies outside [0, 1].
+            DataError: The parts do not line up, a number is not finite, a share lies outside [0, 1], or units come on
+                top of earlier rows.
         """
         arm, losses = np.asarray(canary, dtype=np.float64), np.asarray(loss, dtype=np.float64)
         if arm.ndim != 1 or arm.shape != losses.shape or not np.isin(arm, (0.0, 1.0)).all():
@@ -90,19 +100,36 @@ class LossStream:
         centre = before / np.maximum(seen, 1)
         expected, x = self._expected(losses, covariate, seen, centre)
         y = np.where(told, (arm - shares) * (losses - expected), 0.0)
+        chance = np.where(told, shares * (1 - shares), 0.0)
+        square, surplus_variance = float(y @ y), float(chance.sum())
+        if unit is not None:
+            square, surplus_variance = self._by_unit(unit, y, chance)
         return LossStream(
             rows=self.rows + len(arm),
             canary_rows=self.canary_rows + int(arm.sum()),
             canary_loss=self.canary_loss + float(losses @ arm),
             champion_loss=self.champion_loss + float(losses @ (1 - arm)),
             score=self.score + float(y.sum()),
-            square=self.square + float(y @ y),
-            information=self.information + float(np.where(told, shares * (1 - shares), 0.0).sum()),
+            square=self.square + square,
+            information=self.information + float(chance.sum()),
             surplus=self.surplus + float(np.where(told, arm - shares, 0.0).sum()),
+            surplus_variance=self.surplus_variance + surplus_variance,
             covariate=self.covariate + float(x.sum()),
             covariate_square=self.covariate_square + float(x @ x),
             covariate_loss=self.covariate_loss + float(x @ losses),
         )
+
+    def _by_unit(self, unit: NDArray[Any], y: NDArray[Any], chance: NDArray[Any]) -> tuple[float, float]:
+        """Return the sum of squares of ``y``, and the variance of the surplus, summed up by unit first."""
+        names = np.asarray(unit, dtype=str)
+        if names.shape != y.shape or self.rows:
+            raise DataError(
+                f"{names.size} units for {len(y)} rows on top of {self.rows} do not line up.",
+                remedy="Give one unit per row, and all rows in one go.",
+            )
+        code = np.unique(names, return_inverse=True)[1]
+        each, deviation = np.bincount(code, y), np.bincount(code, np.sqrt(chance))
+        return float(each @ each), float(deviation @ deviation)
 
     def _expected(
         self, losses: NDArray[Any], covariate: NDArray[Any] | None, seen: NDArray[Any], centre: NDArray[Any]
@@ -155,8 +182,14 @@ class LossStream:
         & Tingley 2022, "Design-based confidence sequences".
 
         Assumed are rows assigned independently of each other and of their losses with the stated shares, and labels
-        that do not go missing by variant; nothing about the rows themselves. A rollout that splits by a unit with many
-        rows assigns these together, and the bounds then come out too narrow.
+        that do not go missing by variant; nothing about the rows themselves.
+
+        Where units are drawn, these are independent and ``square`` is summed over them. The sums of ``y`` over the
+        days are no martingale then, since a unit stays where it is. They have the variances of one and larger
+        covariances, as long as a unit's losses are alike rather than opposite from day to day, and of two Gaussian
+        processes with the same variances the one with the larger covariances exceeds a boundary less often (Slepian
+        1962, "The one-sided barrier problem for Gaussian noise", Bell System Technical Journal 41). Many units are
+        assumed, too; a few that make up most rows let the bounds stay wide.
         """
         distance = self.reach(alpha)
         return self.difference - distance, self.difference + distance

@@ -22,6 +22,8 @@ SHADOW_FAILS, SHADOW_LOSS, PAIRS = 0.05, 0.05, 0.35
 # limit on the 95th percentile allows.
 WORST_ERRORS, WORST_SLOW = 0.001, 0.05
 _PROMISE_ERRORS = 2.0
+# Checks that roll a canary back by themselves, and that a promotion waits for while they are in doubt.
+TRIPWIRES = ("errors", "slow", "latency")
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,9 @@ def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
 
 def _label_split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
     stream = inputs.stream
-    limit = 0.0
-    if stream.information > 0:
-        limit = stream.information * reach(stream.information, 1.0, policy.alpha * LABEL_SPLIT / 2)
+    limit, variance = 0.0, stream.surplus_variance or stream.information
+    if variance > 0:
+        limit = variance * reach(variance, 1.0, policy.alpha * LABEL_SPLIT / 2)
     even = abs(stream.surplus) <= limit
     text = (
         f"{stream.canary_rows} of {stream.rows} labels are the canary's, {stream.canary_rows - stream.surplus:.0f} "
