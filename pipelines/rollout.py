@@ -40,6 +40,7 @@ from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.pairs import Pairs
 from trellis.rollout.shadowing import decide_shadow
 from trellis.rollout.verdict import decide
+from trellis.rollout.window import WindowInputs, decide_window
 from trellis.settings import settings
 
 _SAME_SHARE = 1e-9
@@ -148,6 +149,32 @@ def weigh_shadow(model: str, now: str) -> Decision | None:
 
 
 @step(keep=False)
+def weigh_window(model: str, now: str) -> Decision | None:
+    """Decide on a blue-green rollout in its window from who answered since the switch; None where there is none."""
+    plan, spec = plans().current(model), plugin_named(model).spec
+    state = controller().current(model, spec.rollout) if plan is not None else None
+    if plan is None or state is None or state.stage != "window":
+        return None
+    rows = read_assigned(settings().directory(), model, until=moment(now))
+    switched = moment(state.entered_at)
+    rows = rows[rows["time"] >= pd.Timestamp(switched)]
+    own = int((rows["version"].to_numpy(dtype=object) == state.winner).sum())
+    days = round((moment(now) - switched).total_seconds() / 86_400, 6)
+    found = WindowInputs(state.winner, own, len(rows) - own, days)
+    decision = decision_of(
+        "window",
+        model=model,
+        subject=f"v{state.winner} in the place of v{state.champion.version}",
+        at=now,
+        inputs=found,
+        policy=spec.rollout,
+        verdict=decide_window(found, spec.rollout),
+    )
+    decisions().record(decision)
+    return decision
+
+
+@step(keep=False)
 def follow_verdict(model: str, decision: Decision) -> int:
     """Move the plan as the verdict says, in one transaction, and mirror it in the registry.
 
@@ -158,7 +185,7 @@ def follow_verdict(model: str, decision: Decision) -> int:
         StaleRevisionError: Somebody changed the plan since; the next run decides anew.
     """
     plan = plans().current(model)
-    if plan is None or (plan.canary is None and decision.kind != "shadow"):
+    if plan is None or (plan.canary is None and decision.kind not in ("shadow", "window")):
         return plan.revision if plan else 0
     policy = plugin_named(model).spec.rollout
     verdict = decision.verdict
@@ -180,7 +207,7 @@ def follow_verdict(model: str, decision: Decision) -> int:
 
 @step(keep=False)
 def pass_time(model: str, now: str) -> int:
-    """Move a rollout in a stage that waits for time and no verdict: warm, or in the rollback window.
+    """Move a rollout in a stage that waits for time and no verdict: warm.
 
     Returns:
         The revision of the plan afterwards.
@@ -220,7 +247,7 @@ def advance_rollout(model: str, now: str) -> Decision | None:
     followed = _followed(model, now)
     if followed is not None:
         return followed
-    decision = weigh_canary(model, now) or weigh_shadow(model, now)
+    decision = weigh_canary(model, now) or weigh_shadow(model, now) or weigh_window(model, now)
     if decision is not None:
         follow_verdict(model, decision)
     elif plans().current(model) is not None:
@@ -264,7 +291,7 @@ def _followed(model: str, now: str) -> Decision | None:
     if not history:
         return None
     found = history[-1].why.partition(":")[0]
-    if not found.startswith(("canary-", "ab-", "bandit-", "shadow-")):
+    if not found.startswith(("canary-", "ab-", "bandit-", "shadow-", "window-")):
         return None
     decision = decisions().get(found)
     return decision if moment(decision.at) >= moment(now) else None

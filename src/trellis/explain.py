@@ -21,6 +21,7 @@ from trellis.rollout.compare import AbInputs, decide_ab
 from trellis.rollout.shadowing import ShadowInputs, decide_shadow
 from trellis.rollout.verdict import CanaryInputs
 from trellis.rollout.verdict import decide as decide_canary
+from trellis.rollout.window import WindowInputs, decide_window
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "gate": Kind(TypeAdapter(GateInputs), TypeAdapter(GatePolicy), decide_gate),
     "canary": Kind(TypeAdapter(CanaryInputs), TypeAdapter(RolloutPolicy), decide_canary),
+    "window": Kind(TypeAdapter(WindowInputs), TypeAdapter(RolloutPolicy), decide_window),
     "shadow": Kind(TypeAdapter(ShadowInputs), TypeAdapter(RolloutPolicy), decide_shadow),
     "ab": Kind(TypeAdapter(AbInputs), TypeAdapter(RolloutPolicy), decide_ab),
     "bandit": Kind(TypeAdapter(BanditInputs), TypeAdapter(RolloutPolicy), decide_bandit),

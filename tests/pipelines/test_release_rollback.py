@@ -183,7 +183,7 @@ def test_going_back_restores_all_four_at_once_and_refuses_features_that_are_gone
     assert shown["plan"]["variants"][0]["release"]["drift"]["psi_alarm"] == first["thresholds"][0]
 
     # The loop goes back by the same way.
-    controller().rollback(MODEL, spec.rollout, who="anna", why="the other way round")
+    controller().rollback(MODEL, spec.rollout, who="anna", why="the other way round", to="2")
     assert in_force() == second
     work = Work.__new__(Work)
     work._model, work._spec = MODEL, spec
@@ -192,7 +192,7 @@ def test_going_back_restores_all_four_at_once_and_refuses_features_that_are_gone
     assert in_force() == first
 
     # The first version's features are defined otherwise by now, or gone: then nothing moves, and it says why.
-    controller().rollback(MODEL, spec.rollout, who="anna", why="the other way round again")
+    controller().rollback(MODEL, spec.rollout, who="anna", why="the other way round again", to="2")
     history = len(plans().history(MODEL))
     other = FIRST.replace('sales = view("sales")', "").replace("[sales]", "[sales_in_pence]")
     for definitions, state in (((SECOND, other), "defined otherwise"), ((SECOND,), "not served any more")):

@@ -49,20 +49,21 @@ def traffic(home: Path):
 
     rng = np.random.default_rng(5)
 
-    def serve(day: float, bad: tuple[str, ...] = (), rows: int = 600) -> None:
+    def serve(day: float, bad: tuple[str, ...] = (), rows: int = 600, unit=None) -> None:
         plan = plans().current(MODEL)
         logs = [made(home, MODEL, flush_seconds=1) for made in (PredictionLog, LabelLog, ShadowLog)]
         predictions, labels, shadows = logs
         for i in range(rows):
             moment = START + timedelta(days=day + i / rows / 2)
             key = f"{day}-{i}"
-            chosen = plan.assign(key)
+            drawn = unit() if unit is not None else key
+            chosen = plan.assign(drawn)
             truth = int(rng.random() < 0.5)
             right = rng.random() < (0.2 if chosen.version in bad else 0.8)
             score = 0.8 if bool(truth) == right else 0.2
             common = {"time": moment.isoformat(), "received_at": moment.isoformat()}
             predictions.append(
-                {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "unit": key, **common}
+                {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "unit": drawn, **common}
                 | {
                     "revision": plan.revision,
                     "request": {"x": 1.0, "z": "ab"[i % 2]},
@@ -200,8 +201,53 @@ def test_blue_green_switches_at_once_and_keeps_the_old_version_warm(world, traff
     look(0.9)
     _, plan = look(1.0)
     assert [(v.version, v.role) for v in plan.variants] == [("2", "champion"), ("1", "standby")]
-    _, plan = look(3.0)
-    assert [(v.version, v.role) for v in plan.variants] == [("2", "champion")]
+    traffic(2)
+    outcome, plan = look(2.8)
+    assert (outcome, len(plan.variants)) == ("HOLD", 2)
+    outcome, plan = look(3.0)
+    assert (outcome, [(v.version, v.role) for v in plan.variants]) == ("PROMOTE", [("2", "champion")])
+
+
+def test_blue_green_goes_back_where_no_worker_answers_with_the_new_version(world, traffic, monkeypatch):
+    """A version that cannot be loaded leaves every worker on the plan before, and the log says so."""
+    from pipelines.stores import decisions, plans
+    from trellis.adapters.plan_store import PlanStore
+    from trellis.explain import replay, same
+
+    policy = world(strategy="blue_green", rollback_days=1.0)
+    start(policy, "2")
+    before = plans().current(MODEL)
+    assert look(0.9)[1].champion.version == "2"
+    with monkeypatch.context() as held:
+        held.setattr(PlanStore, "current", lambda self, model: before)
+        traffic(1.1)
+    outcome, plan = look(2.1)
+    assert (outcome, [v.version for v in plan.variants]) == ("ROLL_BACK", ["1"])
+    decision = decisions().list(MODEL, "window")[-1]
+    assert "0 of 600 rows since the switch were answered by version 2" in decision.verdict.reason
+    assert same(replay(decision), decision.verdict)
+
+
+def test_a_rollout_by_caller_counts_callers_and_survives_a_busy_one(world, traffic):
+    """One caller makes half of the rows; by row this was a broken split on the first day."""
+    from pipelines.rollout import controller
+    from pipelines.stores import decisions
+    from trellis.explain import replay, same
+
+    policy = world(unit="z", min_labels=50)
+    start(policy, "2")
+    assert controller().plans.current(MODEL).unit == "z"
+    rng = np.random.default_rng(1)
+    volume = np.array([0.5, *([0.5 / 99] * 99)])
+    for day in range(3):
+        traffic(day, unit=lambda: f"caller-{rng.choice(100, p=volume)}")
+        outcome, _ = look(day + 0.9)
+        assert outcome in ("HOLD", "PROMOTE")
+    decision = decisions().list(MODEL, "canary")[-1]
+    split = next(c for c in decision.verdict.checks if c.name == "sample_ratio")
+    assert "of 100 requests" in split.text
+    assert decision.inputs["inputs"]["stream"]["rows"] == 1_800
+    assert same(replay(decision), decision.verdict)
 
 
 def test_an_experiment_of_two_arms_knows_what_segments_cost_before(world, traffic):

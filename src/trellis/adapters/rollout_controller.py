@@ -77,6 +77,7 @@ class RolloutController:
                 plan = self._write(state, ended, plan, policy, who, f"Superseded by version {newer}.", lease=lease)
                 state = ended
             begun = begin(plan, candidates, policy, gate=gate)
+            plan = replace(plan, unit=policy.unit)  # it stays for as long as the rollout, whose evidence counts by it
             self._write(state, begun, plan, policy, who, why, decision=gate, lease=lease)
             return begun
 
@@ -180,20 +181,33 @@ class RolloutController:
             after = ended_by_hand(state, "aborted", now)
         return self._write(state, after, plan, policy, who, why)
 
-    def rollback(self, model: str, policy: RolloutPolicy, *, who: str, why: str) -> RolloutPlan:
+    def rollback(self, model: str, policy: RolloutPolicy, *, who: str, why: str, to: str = "") -> RolloutPlan:
         """Take a rollout back, or without one return to the champion before; one transaction.
 
+        Args:
+            model: Whose.
+            policy: The model's rollout policy.
+            who: The operator, or ``platform``.
+            why: The reason, not empty.
+            to: A version that was champion once, also one that was rolled back from; empty for the one before.
+
         Raises:
-            RolloutError: No reason is given, or there is no plan.
-            InvalidPlanError: There never was another champion.
+            RolloutError: No reason is given, there is no plan, or ``to`` is given while a rollout is going on.
+            InvalidPlanError: There never was such a champion.
             FeatureVersionError: Its features are no longer served as it learned them; nothing was changed.
             StaleRevisionError: Somebody else was faster.
         """
         _reason(why)
         state, plan = self._read(model, policy, None)
         if state is not None and not state.final:
+            if to:
+                raise RolloutError(
+                    f"A rollout of {model!r} is going on, so there is no going back to version {to} yet.",
+                    where=state.id,
+                    remedy="Roll it back first, without --to.",
+                )
             return self._write(state, ended_by_hand(state, "rolled_back", ""), plan, policy, who, why)
-        back = previous_champion([change.plan for change in self.plans.history(model)])
+        back = previous_champion([change.plan for change in self.plans.history(model)], to)
         self._require_features(plan, back)
         return self.plans.save(back, expected_revision=plan.revision, who=who, why=why)
 

@@ -191,10 +191,16 @@ def promote(
 
 
 @app.command("rollback")
-def rollback(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False) -> None:
+def rollback(
+    model: Model,
+    why: Why,
+    to: Annotated[str, typer.Option(help="A version that was champion once; the one before if not given.")] = "",
+    who: Who = "operator",
+    as_json: AsJson = False,
+) -> None:
     """Take a rollout off the traffic, or without one go back to the champion before; one transaction."""
     controller = _controller()
-    saved = controller.rollback(model, _policy(model, needed=False), who=who, why=why)
+    saved = controller.rollback(model, _policy(model, needed=False), who=who, why=why, to=to)
     if as_json:
         _tell(controller, model, as_json)
         return

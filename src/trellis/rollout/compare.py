@@ -42,9 +42,10 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
     """Say which arm wins.
 
     PROMOTE the arm whose loss is lower than the champion's beyond doubt (upper bound of the difference below 0) and
-    none of whose guards is in doubt; of several the one with the lowest estimate. ROLL_BACK as soon as any arm does harm, as ``verdict.decide`` defines it:
-    the split is fixed, so a harmful arm cannot be turned down. INCONCLUSIVE if the split is wrong, at the planned size,
-    or after ``max_days``; then the champion stays, which costs nothing. Else HOLD.
+    none of whose guards is in doubt; of several the one with the lowest estimate. ROLL_BACK as soon as any arm does
+    harm, as ``verdict.decide`` defines it: the split is fixed, so a harmful arm cannot be turned down. INCONCLUSIVE if
+    the split is wrong, at the planned size, or after ``max_days``; then the champion stays, which costs nothing. Else
+    HOLD, with the labels and days that are missing.
 
     The planned size is the information at which a true improvement by the policy's margin has been found with a power
     of 80 %; it follows from the variance over both arms seen so far, which tells nothing about the difference (blinded

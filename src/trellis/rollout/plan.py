@@ -195,20 +195,34 @@ def without_canary(plan: RolloutPlan) -> RolloutPlan:
     return replace(plan, variants=(replace(plan.champion, weight=1.0),))
 
 
-def previous_champion(history: Sequence[RolloutPlan]) -> RolloutPlan:
-    """Return the plan in which the champion before the current one answers everything again.
+def previous_champion(history: Sequence[RolloutPlan], to: str = "") -> RolloutPlan:
+    """Return the plan in which an earlier champion answers everything again.
+
+    Without ``to`` it is the one that the current champion took over from. What was rolled back is gone from this line,
+    so that going back twice goes back two champions, and never forward to one that was found bad.
 
     Args:
         history: Every plan of the model, oldest first.
+        to: The version, any that was champion once; empty for the one before.
 
     Raises:
-        InvalidPlanError: There never was another champion.
+        InvalidPlanError: There is no such champion.
     """
-    current = history[-1]
-    for plan in reversed(history):
-        if plan.champion.version != current.champion.version:
-            return replace(current, variants=(replace(plan.champion, weight=1.0),), shadows=())
-    raise InvalidPlanError(
-        f"{current.model!r} never had another champion than version {current.champion.version}.",
-        remedy="Train and promote another version first.",
-    )
+    current, line = history[-1], list[RolloutPlan]()
+    for plan in history:
+        at = next((i for i, p in enumerate(line) if p.champion.version == plan.champion.version), len(line))
+        line[at:] = [plan]
+    known = {plan.champion.version: plan for plan in history if plan.champion.version != current.champion.version}
+    if not known:
+        raise InvalidPlanError(
+            f"{current.model!r} never had another champion than version {current.champion.version}.",
+            remedy="Train and promote another version first.",
+        )
+    found = known.get(to) if to else (line[-2] if len(line) > 1 else None)
+    if found is None:
+        what = f"version {to}" if to else f"a version before {current.champion.version}"
+        raise InvalidPlanError(
+            f"{current.model!r} cannot go back to {what}: it was never the champion, or is, or was rolled back.",
+            remedy=f"Name one of {', '.join(sorted(known))} with --to.",
+        )
+    return replace(current, variants=(replace(found.champion, weight=1.0),), shadows=())

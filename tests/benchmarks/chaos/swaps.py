@@ -18,7 +18,7 @@ from trellis.contract import RolloutPolicy
 def swaps(home: Path, *, swaps: int = 20, workers: int = 2, callers: int = 16) -> dict[str, Any]:
     """Return how long after each decision the old version still answered, in milliseconds, and what failed.
 
-    Every swap is a rollback as an operator commands it: back to the champion before, which is the other one each time.
+    Every swap is a rollback as an operator commands it, to the other of two champions each time.
     """
     service = Service(home, workers=workers)
     one, two = service.version("1"), service.version("2", slope=0.5)
@@ -31,7 +31,8 @@ def swaps(home: Path, *, swaps: int = 20, workers: int = 2, callers: int = 16) -
         time.sleep(1.0)
         for number in range(swaps):
             moment = time.monotonic()
-            plan = controller.rollback("plain", RolloutPolicy(), who="bench", why=f"swap {number}")
+            to = "12"[number % 2]
+            plan = controller.rollback("plain", RolloutPolicy(), who="bench", why=f"swap {number}", to=to)
             decided.append((moment, plan.champion.version))
             time.sleep(1.2)
         spread = service.spread()

@@ -100,6 +100,12 @@ def test_abort_and_rollback_go_back_to_the_champion(plans):
     assert len(plans.current(MODEL).canaries) == 2
     assert "version 1 answers everything again" in good("rollback", MODEL, "--why", "none")
     assert "version 3 answers everything again" in good("rollback", MODEL, "--why", "the one before")
+    assert "version 2 answers everything again" in good("rollback", MODEL, "--why", "and before that")
+    assert "--to" in refused(InvalidPlanError, "rollback", MODEL, "--why", "nothing is before it")
+    assert "version 3 answers everything again" in good("rollback", MODEL, "--why", "it was good", "--to", 3)
+    assert "cannot go back to version 9" in refused(InvalidPlanError, "rollback", MODEL, "--why", "x", "--to", 9)
+    good("start", MODEL, 2, "--why", "try", "--supersede")
+    assert "Roll it back first" in refused(RolloutError, "rollback", MODEL, "--why", "x", "--to", 1)
 
 
 def test_what_makes_no_sense_is_refused_and_nothing_is_changed(plans, tmp_path):

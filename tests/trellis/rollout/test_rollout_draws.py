@@ -15,7 +15,7 @@ POLICY = RolloutPolicy()
 
 
 def callers(rng, *, units=300, zipf=1.0, harm=0.0, by_unit=True, per_day=900, every=3):
-    """Look every third day at a rollout that splits by caller; busy ones make most rows, and each has its own losses."""
+    """Look every third day at a rollout by caller; busy ones make most rows, and each has its own losses."""
     volume = 1 / np.arange(1, units + 1) ** zipf
     position, effect = rng.uniform(size=units), 0.1 * rng.normal(size=units)
     share, log = POLICY.steps[0], []

@@ -12,6 +12,7 @@ from trellis.rollout.plan import (
     RolloutPlan,
     Variant,
     first_plan,
+    previous_champion,
     unit_position,
     with_canaries,
     with_canary,
@@ -87,3 +88,31 @@ def test_a_unit_keeps_its_place_from_release_to_release():
     the BLAKE2b-256 of the salt (``b2sum -l 256``).
     """
     assert unit_position("salt", "flight-1") == 0xA08F2B356E7498A6 / 2**64
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12))
+def test_going_back_never_comes_to_a_version_twice(versions):
+    """Each rollback is a plan of its own in the history; the way back ends at a champion that had none before it."""
+    history = [replace(BASE, variants=(replace(arm(v), role="champion", weight=1.0),)) for v in versions]
+    seen = [versions[-1]]
+    while True:
+        try:
+            history.append(previous_champion(history))
+        except InvalidPlanError:
+            break
+        seen.append(history[-1].champion.version)
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(versions)
+
+
+def test_a_rolled_back_version_comes_back_by_name_only():
+    history = [replace(BASE, variants=(replace(arm(v), role="champion", weight=1.0),)) for v in "123"]
+    history.append(previous_champion(history))
+    assert history[-1].champion.version == "2"
+    assert previous_champion(history).champion.version == "1"
+    assert previous_champion(history, "3").champion.version == "3"
+    for to in ("2", "7"):
+        with pytest.raises(InvalidPlanError, match=rf"cannot go back to version {to}"):
+            previous_champion(history, to)
+    with pytest.raises(InvalidPlanError, match="never had another champion"):
+        previous_champion(history[:1])
