@@ -134,9 +134,10 @@ model-rollout: install ## Look at a model's rollout once and take the step that 
 test-stack: install ## Bring the stack up from nothing, run the whole loop through it, kill every container under load
 	STACK_TEST=1 $(BIN)/python -m pytest tests/stack -x -s
 
-bench: install ## Run the benchmarks; they print ratios against the stock way
-	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; \
-	  OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python $$bench || exit 1; done
+bench: install ## Run the benchmarks; they print ratios against the stock way; FULL=1 takes the sizes of the goals (hours)
+	@for bench in tests/benchmarks/bench_*.py; do full=; \
+	  if [ -n "$(FULL)" ] && grep -q -e '--full' $$bench; then full=--full; fi; echo "== $$bench $$full"; \
+	  OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python $$bench $$full || exit 1; done
 
 audit: install ## Known vulnerabilities and licences of the pinned dependencies
 	$(BIN)/python infra/audit.py

@@ -90,9 +90,15 @@ def bandit_inputs(
     reward = np.where(failed, 0.0, 1 - found.loss)
     batches = []
     for number in plans:
-        here = [(revision == number) & counted & (version == arm) for arm in arms]
+        drawn = [(revision == number) & (version == arm) for arm in arms]
+        here = [rows & counted for rows in drawn]
         batches.append(
-            RewardBatch(tuple(int(rows.sum()) for rows in here), tuple(float(reward[rows].sum()) for rows in here))
+            RewardBatch(
+                tuple(int(rows.sum()) for rows in here),
+                tuple(float(reward[rows].sum()) for rows in here),
+                tuple({v.version: v.weight for v in plans[number].variants}[arm] for arm in arms),
+                tuple(int(rows.sum()) for rows in drawn),
+            )
         )
     seed = int(hashlib.sha256(f"{newest.salt} {newest.revision} {now.isoformat()}".encode()).hexdigest()[:8], 16)
     return BanditInputs(arms, tuple(batches), _days(found.times, now), seed)

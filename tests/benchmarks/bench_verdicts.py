@@ -1,6 +1,6 @@
 """How often a rollout's verdict is wrong, and how long it takes, beside a fixed threshold and a z-test looked at daily.
 
-Run ``python tests/benchmarks/bench_verdicts.py [runs] [part …]``; the parts are the functions that ``main`` calls.
+Run ``python tests/benchmarks/bench_verdicts.py [runs | --full] [part …]``; --full is 10,000 runs, the parts are the functions that ``main`` calls.
 Flights are simulated: 900 a day, about 18 % late, days that share their weather, a Brier loss near 0.14; the canary has
 10 % of them and takes 50 % as soon as it may. One request in a hundred fails and latencies are log-normal, the same for
 both unless said. All rules see the same rows and are looked at every day for at most 30 days.
@@ -255,7 +255,9 @@ def never_stopping(runs, looks_per_day=4):
 
 def main():
     """Print all tables."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000
+    given = sys.argv[1] if len(sys.argv) > 1 else "1000"
+    runs = 10_000 if given == "--full" else int(given)
+    print(f"{runs:,} runs{'' if runs >= 10_000 else '; the goal is told by --full'}")
     parts = {
         "never_stopping": lambda: never_stopping(runs),
         "table": lambda: (table(runs, stepping=True), table(max(runs // 4, 100), stepping=False)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trellis.contract import ModelSpec, RolloutPolicy, Strategy
+from trellis.cli.sizing import finite, plan, spec_of
+from trellis.contract import RolloutPolicy, Strategy
 from trellis.decision import dumps
 from trellis.errors import ConfigError, PluginError, RolloutError
 from trellis.settings import settings
@@ -110,10 +110,10 @@ def shadow(
     from trellis.adapters.prediction_log import read_predictions, read_shadows
     from trellis.cli.shadow import interval_text, shadow_report
 
-    home, spec = settings().directory(), _spec(model)
+    home, spec = settings().directory(), spec_of(model)
     found = shadow_report(spec, read_shadows(home, model), read_predictions(home, model), version)
     if as_json:
-        typer.echo(json.dumps(_finite(found), indent=2))
+        typer.echo(json.dumps(finite(found), indent=2))
         return
     title = f"{model}: version {found['version']} in the shadow of {found['primary']}, {found['rows']} rows"
     table = Table(title=title, expand=True)
@@ -190,6 +190,9 @@ def promote(
     _override(model, "promote", why, who, as_json, version=version)
 
 
+app.command("plan")(plan)
+
+
 @app.command("rollback")
 def rollback(
     model: Model,
@@ -206,91 +209,6 @@ def rollback(
         return
     at = datetime.now(UTC).isoformat(timespec="seconds")
     typer.echo(f"{model}: version {saved.champion.version} answers everything again (revision {saved.revision}, {at}).")
-
-
-@app.command("plan")
-def plan(
-    model: Model,
-    per_day: Annotated[float | None, typer.Option(help="Labelled rows a day; from the prediction log else.")] = None,
-    variance: Annotated[
-        float | None, typer.Option(help="Variance of a row's loss; from labelled predictions or the gate else.")
-    ] = None,
-    margin: Annotated[float | None, typer.Option(help="Non-inferiority margin; the model's own else.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Chance of a wrong verdict; the model's own else.")] = None,
-    power: Annotated[float, typer.Option(help="Chance of the decision in the planned time.")] = 0.8,
-    share: Annotated[float | None, typer.Option(help="One share throughout; the model's steps else.")] = None,
-    harm: Annotated[float | None, typer.Option(help="Increase of the mean loss to be found; 1.5 margins else.")] = None,
-    paired_variance: Annotated[
-        float | None, typer.Option(help="Variance of the loss difference on the same row; plans in pairs as well.")
-    ] = None,
-    shadow_rate: Annotated[float | None, typer.Option(help="Share compared in pairs; the model's own else.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say how many labelled rows and days a rollout will need; exit code 3 if that is more than the policy allows."""
-    from dataclasses import replace
-
-    from trellis.rollout.planner import plan_pairs, plan_trial
-
-    spec = _spec(model)
-    policy, delay = spec.rollout, spec.target.delay_hours / 24
-    steps = None if share is None else (share,)
-    given = {"margin": margin, "alpha": alpha, "steps": steps, "shadow_rate": shadow_rate}
-    policy = replace(policy, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    if per_day is None or variance is None:
-        from trellis.cli.traffic import loss_of_traffic
-
-        found = loss_of_traffic(spec, settings(), variance_needed=variance is None, traffic_needed=per_day is None)
-        per_day = found.per_day if per_day is None else per_day
-        variance = found.variance if variance is None else variance
-        source = found.source
-    else:
-        source = "as given"
-    made = plan_trial(
-        policy,
-        variance=variance,
-        per_day=per_day,
-        power=power,
-        harm=harm,
-        delay_days=delay,
-    )
-    paired = None
-    if paired_variance is not None:
-        paired = plan_pairs(policy, variance=paired_variance, per_day=per_day, power=power, harm=harm, delay_days=delay)
-    if as_json:
-        told = {"variance": variance, "per_day": per_day, "source": source, "power": power, "policy": policy}
-        pairs = {} if paired is None else {"paired_variance": paired_variance, "paired": _asdict(paired)}
-        numbers = json.loads(dumps(_finite({**told, **_asdict(made), **pairs})))
-        typer.echo(json.dumps(numbers, indent=2))
-    else:
-        _print_plan(model, policy, made, variance, per_day, power, source)
-        if paired is not None:
-            typer.echo(
-                f"On the same rows ({policy.shadow_rate:.0%} of the champion's): PROMOTE after {paired.promote_rows:,} "
-                f"pairs, {paired.promote_days:.1f} days; ROLL_BACK after {paired.roll_back_rows:,}, "
-                f"{paired.roll_back_days:.1f} days."
-            )
-    in_time = made.in_time or (paired is not None and paired.promote_days < policy.max_days)
-    raise typer.Exit(0 if in_time else 3)
-
-
-def _print_plan(
-    model: str, policy: RolloutPolicy, made: Any, variance: float, per_day: float, power: float, source: str
-) -> None:
-    steps = ", ".join(f"{s:.0%}" for s in policy.steps)
-    typer.echo(
-        f"{model}: shares {steps}; margin {policy.margin:g}, alpha {policy.alpha:g}, power {power:g}; loss variance "
-        f"{variance:.4g}, {per_day:,.0f} labelled rows a day ({source})."
-    )
-    table = Table()
-    for name in ("true difference", "decision", "labelled rows", "of the canary", "days", "if looked at once"):
-        table.add_column(name, justify="right")
-    for need, decision in ((made.promote, "PROMOTE"), (made.roll_back, "ROLL_BACK")):
-        cells = [f"{n:,}" if n >= 0 else "never" for n in (need.rows, need.canary_rows)]
-        days = f"{need.days:.1f}" if math.isfinite(need.days) else "never"
-        table.add_row(f"{need.difference:+.4f}", decision, *cells, days, f"{need.single_look_rows:,}")
-    Console().print(table)
-    limit = f"the {policy.max_days:g} days of the policy"
-    typer.echo(f"A sound version is promoted within {limit}." if made.in_time else f"That is longer than {limit}.")
 
 
 def _override(model: str, verb: Any, why: str, who: str, as_json: bool, *, version: str = "", now: str = "") -> None:
@@ -362,29 +280,8 @@ def _controller() -> Any:
 def _policy(model: str, *, needed: bool = True) -> RolloutPolicy:
     """Return a model's rollout policy; a way back must not hang on the plug-in's code."""
     try:
-        return _spec(model).rollout
+        return spec_of(model).rollout
     except PluginError:
         if needed:
             raise
         return RolloutPolicy()
-
-
-def _spec(model: str) -> ModelSpec:
-    from trellis.catalog import Catalogue
-
-    return Catalogue([settings().models]).plugin(model).spec
-
-
-def _asdict(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(value)
-
-
-def _finite(value: Any) -> Any:
-    """Turn infinities into null: JSON has none."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
+from trellis.rollout.guards import log_evidence_shares
+from trellis.rollout.verdict import SPLIT
 
 DRAWS = 20_000
 _DIGITS = 4
@@ -23,10 +25,14 @@ class RewardBatch:
     Attributes:
         rows: Labelled rows.
         rewards: Sums of their rewards, each in [0, 1]: 1 less the loss.
+        shares: The weights; empty in decisions older than them.
+        drawn: Rows that were assigned, labelled or not.
     """
 
     rows: tuple[int, ...]
     rewards: tuple[float, ...]
+    shares: tuple[float, ...] = ()
+    drawn: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,9 @@ def decide_bandit(inputs: BanditInputs, policy: RolloutPolicy) -> Verdict:
 
     PROMOTE an arm, or ROLL_BACK to the champion, when it is the best one with a probability of ``1 - alpha`` and what
     another could still be better by is less than the margin in 95 % of the posterior (Scott's value remaining).
-    INCONCLUSIVE after ``max_days``. This is a Bayesian rule: it bounds what is lost, not the chance of a wrong verdict
-    over all looks. Where that is asked for, use ``ab``.
+    INCONCLUSIVE if the requests were not split by the weights beyond doubt (the sequential test of
+    ``guards.log_evidence_shares``), and after ``max_days``. This is a Bayesian rule: it bounds what is lost, not the
+    chance of a wrong verdict over all looks. Where that is asked for, use ``ab``.
 
     Labels that come late are taken as missing for now; how late they come must not depend on the arm.
     """
@@ -91,6 +98,10 @@ def decide_bandit(inputs: BanditInputs, policy: RolloutPolicy) -> Verdict:
         remaining,
         policy.margin,
     )
+    split = _split(inputs, policy)
+    checks.append(split)
+    if split.passed is False:
+        return Verdict("INCONCLUSIVE", split.text, (split, value, *checks[:-1]))
     if sure:
         return Verdict("PROMOTE" if leader else "ROLL_BACK", value.text, (value, *checks))
     if inputs.days >= policy.max_days:
@@ -99,7 +110,19 @@ def decide_bandit(inputs: BanditInputs, policy: RolloutPolicy) -> Verdict:
         return Verdict("INCONCLUSIVE", text, (late, value, *checks))
     few = f"Equal weights until each arm has {policy.min_labels} labels; the fewest are {int(rows.min())}."
     needs = {"labels": float(policy.min_labels - rows.min())} if learning else {}
+    if needs and rows.min() > 0 and inputs.days > 0:
+        needs["days"] = round(needs["labels"] * inputs.days / float(rows.min()), 1)
     return Verdict("HOLD", few if learning else value.text, (value, *checks), needs)
+
+
+def _split(inputs: BanditInputs, policy: RolloutPolicy) -> Check:
+    draws = [(b.shares, b.drawn) for b in inputs.batches if b.shares and min(b.shares) > 0]
+    found, limit = log_evidence_shares(draws) / math.log(10), -math.log10(policy.alpha * SPLIT)
+    text = f"{sum(sum(drawn) for _, drawn in draws)} requests were split by {len(draws)} sets of weights: evidence of "
+    text += f"another split 10^{found:.1f}"
+    if found >= limit:
+        return Check("sample_ratio", False, f"{text} >= 10^{limit:.1f}; the comparison is void.", found, limit)
+    return Check("sample_ratio", True, f"{text} < 10^{limit:.1f}.", found, limit)
 
 
 def posterior(inputs: BanditInputs) -> tuple[NDArray[Any], NDArray[Any]]:

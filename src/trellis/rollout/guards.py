@@ -95,17 +95,27 @@ def log_evidence_worse(counts: Sequence[tuple[float, int, int]]) -> float:
 
 
 def log_evidence_split(counts: Sequence[tuple[float, int, int]]) -> float:
-    """Return the log e-value against "requests are split as planned": a sequential sample-ratio test.
-
-    Dirichlet-multinomial mixture of Lindon & Malek (2022), "Anytime-valid inference for multinomial count data",
-    NeurIPS, for two variants and a share that changes on the way; the Dirichlet is centred on the planned share.
+    """Return the log e-value against "requests are split as planned" for two variants; see ``log_evidence_shares``.
 
     Args:
         counts: For each share: the share, the canary's requests, the champion's.
     """
+    return log_evidence_shares([((p, 1 - p), (c, h)) for p, c, h in counts])
+
+
+def log_evidence_shares(draws: Sequence[tuple[Sequence[float], Sequence[int]]]) -> float:
+    """Return the log e-value against "each variant is drawn with its share": a sequential sample-ratio test.
+
+    Dirichlet-multinomial mixture of Lindon & Malek (2022), "Anytime-valid inference for multinomial count data",
+    NeurIPS, for shares that change on the way; the Dirichlet is centred on the planned shares.
+
+    Args:
+        draws: For each set of shares: the shares, which sum to 1, and how often each variant was drawn.
+    """
     total = 0.0
-    for p, c, h in counts:
-        a, b = CONCENTRATION * p, CONCENTRATION * (1 - p)
-        total += math.lgamma(a + c) + math.lgamma(b + h) - math.lgamma(a + b + c + h)
-        total -= math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b) + c * math.log(p) + h * math.log(1 - p)
+    for shares, counts in draws:
+        prior = [CONCENTRATION * share for share in shares]
+        total += math.lgamma(sum(prior)) - math.lgamma(sum(prior) + sum(counts))
+        for share, before, count in zip(shares, prior, counts, strict=True):
+            total += math.lgamma(before + count) - math.lgamma(before) - count * math.log(share)
     return total

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
+from trellis.rollout.compare import planned_information
 from trellis.rollout.stream import reach
 from trellis.rollout.verdict import next_share, pairs_alpha, quality_alpha
 
@@ -180,6 +181,56 @@ def plan_pairs(
         math.ceil(good), max(good / daily, labels) + delay_days if daily else math.inf,
         math.ceil(bad), bad / daily + delay_days if daily else math.inf,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExperimentNeed:
+    """What an A/B experiment asks for.
+
+    Attributes:
+        arms: Versions beside the champion.
+        share: Share of each.
+        rows: Labelled rows of one arm and the champion at the planned size.
+        days: Days of traffic for them, and the labels' delay.
+        in_time: Whether that is before the policy's ``max_days``.
+    """
+
+    arms: int
+    share: float
+    rows: int
+    days: float
+    in_time: bool
+
+
+def plan_experiment(
+    policy: RolloutPolicy, *, variance: float, per_day: float, arms: int = 1, delay_days: float = 0.0
+) -> ExperimentNeed:
+    """Say how long an A/B experiment takes at most, to its planned size; see ``compare.decide_ab``.
+
+    Args:
+        policy: The model's rollout policy; the last of ``steps`` is split evenly among the arms.
+        variance: Variance of a row's loss.
+        per_day: Labelled rows a day.
+        arms: Versions beside the champion.
+        delay_days: How late labels come.
+
+    Raises:
+        InvalidPlanError: A number is out of range, or the champion keeps nothing to be compared with.
+    """
+    rest = 1 - policy.steps[-1]
+    if not (variance > 0 and per_day > 0 and arms >= 1 and delay_days >= 0 and rest > 0):
+        raise InvalidPlanError(
+            f"Cannot plan an experiment of {arms} arms with a variance of {variance:g}, {per_day:g} rows a day and "
+            f"{rest:.0%} of them left to the champion.",
+            remedy="Give a variance, a traffic and arms above zero, and a last step below 1.",
+        )
+    share = policy.steps[-1] / arms
+    alpha = quality_alpha(replace(policy, alpha=policy.alpha / arms))
+    ours = share / (share + rest)
+    rows = planned_information(variance, alpha, policy.margin) / (ours * (1 - ours))
+    rows = max(rows, policy.min_labels / min(ours, 1 - ours))
+    days = rows / (per_day * (share + rest)) + delay_days
+    return ExperimentNeed(arms, share, math.ceil(rows), days, days < policy.max_days)
 
 
 def _least(enough: Callable[[float], bool]) -> float:

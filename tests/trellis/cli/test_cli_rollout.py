@@ -206,3 +206,16 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("trellis: No rollout of 'toy_binary' is going on")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_plan_sizes_an_experiment_and_refuses_what_has_no_size():
+    enough = ("plan", MODEL, "--variance", 0.03, "--per-day", 2_000, "--strategy", "ab")
+    one, two = (json.loads(good(*enough, "--arms", arms, "--json")) for arms in (1, 2))
+    assert one["rows"] < two["rows"]
+    assert one["days"] < two["days"]
+    assert "of an arm and the champion" in good(*enough)
+    late = run("plan", MODEL, "--variance", 0.03, "--per-day", 5, "--strategy", "ab")
+    assert late.exit_code == 3
+    assert "longer than the" in late.output
+    for strategy in ("bandit", "blue_green"):
+        assert "no size to plan" in refused(InvalidPlanError, *enough[:-1], strategy)

@@ -9,8 +9,9 @@ from scipy import stats
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout import CanaryInputs, LossStream, exposures_of, next_share, ready_to_step
+from trellis.rollout.compare import AbInputs, Arm, decide_ab
 from trellis.rollout.pairs import Pairs
-from trellis.rollout.planner import plan_pairs, plan_trial
+from trellis.rollout.planner import plan_experiment, plan_pairs, plan_trial
 from trellis.rollout.stream import reach
 from trellis.rollout.verdict import QUALITY, decide, pairs_alpha
 
@@ -113,3 +114,25 @@ def test_pairs_that_are_not_compared_or_make_no_sense_are_not_planned():
     for given in ({"variance": 0.0}, {"per_day": 0.0}, {"power": 0.4}, {"harm": 0.001}):
         with pytest.raises(InvalidPlanError, match="Cannot plan pairs"):
             plan_pairs(RolloutPolicy(shadow_rate=0.5), **{"variance": 0.01, "per_day": 100.0, **given})
+
+
+def test_an_experiment_of_the_planned_size_finds_the_planned_improvement():
+    """200 experiments with an arm better by the margin: found by the planned day in the planned share, or earlier."""
+    policy = RolloutPolicy(strategy="ab", steps=(0.5,), margin=0.02, max_days=60)
+    need = plan_experiment(policy, variance=VARIANCE, per_day=PER_DAY)
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        stream = LossStream()
+        for day in range(math.ceil(need.days)):
+            arm = rng.uniform(size=PER_DAY) < 0.5
+            loss = rng.beta(0.5625, 1.6875, size=PER_DAY) / math.sqrt(0.0576923 / VARIANCE) - 0.02 * arm
+            stream = stream.update(arm, loss, 0.5)
+            verdict = decide_ab(AbInputs((Arm("2", CanaryInputs(stream, (), 0.5, day + 1.0)),)), policy)
+            if verdict.outcome != "HOLD":
+                break
+        found += verdict.outcome == "PROMOTE"
+    assert found / 200 >= 0.8 - 3 * math.sqrt(0.16 / 200)
+    assert need.rows == pytest.approx(need.days * PER_DAY, rel=1e-3)
+    with pytest.raises(InvalidPlanError, match="left to the champion"):
+        plan_experiment(RolloutPolicy(strategy="ab", steps=(1.0,)), variance=VARIANCE, per_day=PER_DAY)

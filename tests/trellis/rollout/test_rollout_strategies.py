@@ -314,3 +314,35 @@ def test_a_bandit_of_a_regression_is_refused():
     ModelSpec(**given)
     with pytest.raises(ContractError, match="bandit"):
         ModelSpec(**given, rollout=BANDIT)
+
+
+def test_a_bandit_whose_requests_are_split_otherwise_is_void():
+    """Fair draws under weights that move: void in fewer than the alpha of 300 runs; off by a tenth: void soon."""
+    rng, shares = RNG(4), ((0.4, 0.3, 0.3), (0.6, 0.3, 0.1), (0.2, 0.7, 0.1))
+
+    def batches(off):
+        drawn = [rng.multinomial(3_000, np.array(w) * [1, 1 - off, 1] + [off * w[1], 0, 0]) for w in shares]
+        return tuple(
+            RewardBatch((0, 0, 0), (0.0, 0.0, 0.0), w, tuple(map(int, d))) for w, d in zip(shares, drawn, strict=True)
+        )
+
+    def void(off):
+        return decide_bandit(BanditInputs(("1", "2", "3"), batches(off), 1.0, 1), BANDIT).outcome == "INCONCLUSIVE"
+
+    assert sum(void(0.0) for _ in range(100)) <= 2
+    assert sum(void(0.25) for _ in range(50)) >= 48
+
+
+def test_an_experiment_waits_for_a_guard_in_doubt_and_says_how_long():
+    """Twice the failures of the champion, not yet beyond doubt: a better arm is not promoted, as a canary is not."""
+    rng = RNG(2)
+    arm = rng.uniform(size=4_000) < 0.5
+    stream = LossStream().update(arm, rng.uniform(size=4_000) * 0.4 + 0.3 - 0.1 * arm, 0.5)
+    fine, doubt = (Exposure(0.5, 2_000, 2_000, bad, 12) for bad in (12, 30))
+    verdicts = [decide_ab(AbInputs((Arm("2", CanaryInputs(stream, (e,), 0.5, 4.0)),)), AB) for e in (fine, doubt)]
+    assert [v.outcome for v in verdicts] == ["PROMOTE", "HOLD"]
+    assert "in doubt" in verdicts[1].reason
+    early = LossStream().update(arm[:600], rng.uniform(size=600), 0.5)
+    held = decide_ab(AbInputs((Arm("2", CanaryInputs(early, (), 0.5, 2.0)),)), AB)
+    assert held.outcome == "HOLD"
+    assert held.needs["days"] == pytest.approx(held.needs["labels"] / 300, abs=0.1)
