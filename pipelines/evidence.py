@@ -34,16 +34,17 @@ def guard_counts(
     failed, answered = (rows[name].to_numpy(dtype=bool) for name in ("failed", "answered"))
     kept = one_per_request([name.rpartition("#")[0] or name for name in rows["id"]], failed, answered)
     kept = kept[np.argsort(rows["revision"].to_numpy()[kept], kind="stable")]  # as they were drawn
+    fell = failed | ~answered  # of a request without an answer some rows are lost, whichever version broke
     cached = rows["cached"].notna().to_numpy(dtype=bool) if "cached" in rows else np.zeros(len(rows), dtype=bool)
     spent = rows["latency_ms"].to_numpy(dtype=float) if "latency_ms" in rows else None
     slow = None if spent is None or cached.any() else (spent > spec.gates.max_latency_ms)[kept]
     timed = kept
     if by_unit:
         units = rows["unit"].to_numpy(dtype=str)[kept]
-        exposures = unit_exposures(units, share[kept], canary[kept], failed[kept], slow)
+        exposures = unit_exposures(units, share[kept], canary[kept], fell[kept], slow)
         timed = kept[new_draws(units, share[kept], canary[kept])[0]]
     else:
-        exposures = exposures_of(share[kept], canary[kept], failed=failed[kept], slow=slow)
+        exposures = exposures_of(share[kept], canary[kept], failed=fell[kept], slow=slow)
     if spent is None or spec.rollout.max_slowdown is None:
         return exposures, None
     timed = timed[(answered & ~cached)[timed]]

@@ -1,9 +1,10 @@
 """How often a rollout's verdict is wrong, and how long it takes, beside a fixed threshold and a z-test looked at daily.
 
-Run ``python tests/benchmarks/bench_verdicts.py [runs | --full] [part …]``; --full is 10,000 runs, the parts are the functions that ``main`` calls.
-Flights are simulated: 900 a day, about 18 % late, days that share their weather, a Brier loss near 0.14; the canary has
-10 % of them and takes 50 % as soon as it may. One request in a hundred fails and latencies are log-normal, the same for
-both unless said. All rules see the same rows and are looked at every day for at most 30 days.
+Run ``python tests/benchmarks/bench_verdicts.py [runs | --full] [part …]``; --full is 10,000 runs, the parts are the
+functions that ``main`` calls. Flights are simulated: 900 a day, about 18 % late, days that share their weather, a Brier
+loss near 0.14; the canary has 10 % of them and takes 50 % as soon as it may. One request in a hundred fails and
+latencies are log-normal, the same for both unless said. All rules see the same rows and are looked at every day for at
+most 30 days.
 
 The fixed threshold cries when the canary's mean loss, rate of failures or 95th percentile of latency is above the
 champion's by the margin, one point, or a tenth, with 200 labels there. The z-test cries at the one-sided 5 % for the

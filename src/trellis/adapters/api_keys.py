@@ -61,7 +61,8 @@ class ApiKey:
         id: Public part.
         name: Whose it is or what for.
         salt, digest: Of the secret.
-        scopes: What it may do: ``predict``, ``label``, ``read`` (models and metrics), ``operate`` (change something).
+        scopes: What it may do: ``predict``, ``label``, ``read`` (models and metrics), ``operate`` (change something,
+            which no route of the service does yet: operators have the command line).
         per_minute: Most requests a minute of one serving process; 0 for no limit.
         created_at, expires_at, revoked_at: Moments in UTC; None for never.
     """

@@ -20,10 +20,9 @@ from trellis.rollout.guards import Exposure, exposures_of
 def one_per_request(request: Sequence[str], failed: NDArray[Any], answered: NDArray[Any]) -> NDArray[np.intp]:
     """Return the row that stands for each request: the first that failed where it was answered, else its first.
 
-    Where versions are alike, that row's variant is a draw with the split's share, whether the request fails or not. It
-    is the first row where nothing failed, or where there was no answer: all rows are lost then, whichever version was
-    asked first. Where it was answered, every version that could fail on its rows did, and the first of them was drawn
-    like any other.
+    Where versions are alike, that row's variant is a draw with the split's share, whether the request fails or not.
+    Where it was answered, every version that could fail on its rows did, and the first of these rows was drawn like any
+    other. Where it was not, it failed as a whole, however the rows were split, so that any fixed row stands for it.
 
     Args:
         request: Name of the request of every row, ``(n,)``, the rows of each in their order.

@@ -129,30 +129,33 @@ def test_odd_requests_that_both_versions_fail_on_say_nothing_about_the_canary(an
     """Large requests with one bad row each, versions alike: of 300 rollouts the guard speaks in hardly any.
 
     Answered: a version before stood in, and each of both failed on its rows with a bad one. Not answered: the version
-    asked first broke, which is the first row's, and all others are lost.
+    that was asked first and had a bad row broke, and all others are lost.
     """
     by_row = by_request = 0
     for seed in range(300):
         rng = RNG(seed)
         arm = rng.uniform(size=(10, 200)) < 0.1
-        bad = rng.integers(200, size=(10, 3))
+        bad = rng.integers(200, size=(10, 1 if answered else 2))
         failed = np.zeros_like(arm)
         for i in range(10):
-            broken = set(arm[i, bad[i]].tolist()) if answered else {bool(arm[i, 0])}
+            broken = set(arm[i, bad[i]].tolist())
+            if not answered and len(broken) == 2:
+                broken = {bool(arm[i, 0])}
             failed[i] = np.isin(arm[i], list(broken))
         request = np.repeat(np.arange(10), 200).astype(str)
         flat, fell = arm.ravel(), failed.ravel()
         kept = one_per_request(request, fell, np.full(2_000, answered))
 
-        def spoke(rows, flat=flat, fell=fell):
+        def spoke(rows, fell, flat=flat):
             counts = [exposures_of(0.1, flat[r], failed=fell[r]) for r in (rows[rows < 200 * n] for n in range(1, 11))]
             logs = [log_evidence_worse([(0.1, e.canary_errors, e.champion_errors)]) for (e,) in counts]
             return max(logs) > -np.log(0.01)
 
-        by_row += spoke(np.arange(2_000))
-        by_request += spoke(kept)
+        by_row += spoke(np.arange(2_000), fell)
+        by_request += spoke(kept, fell if answered else np.ones_like(fell))
     assert by_request <= 0.02 * 300  # the bound is one in a hundred
-    assert answered or by_row > 0.05 * 300  # the first request of all is the canary's once in ten times
+    # Whoever has the first bad rows of all is blamed for hundreds of rows.
+    assert by_row > (0.04 if answered else 0.01) * 300
 
 
 def test_a_version_that_breaks_large_requests_is_still_found():
