@@ -58,7 +58,7 @@ def _rollout(state: ModelState) -> list[Upcoming]:
     if rollout is None or rollout.final:
         return []
     newcomer = f"version {rollout.newcomer.version}"
-    told = state.latest.get("shadow" if rollout.stage == "shadow" else rollout.strategy)
+    told = state.latest.get(rollout.stage if rollout.stage in ("shadow", "window") else rollout.strategy)
     # A verdict on an earlier rollout says nothing about this one.
     told = told if told is not None and rollout.started_at and told.at >= rollout.started_at else None
     policy = told.policy if told is not None else {}

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from urllib.parse import quote
 
@@ -287,6 +287,23 @@ def test_the_loop_tells_what_it_does_and_what_it_needs_a_person_for(console_worl
     assert [item.who for item in ill[: len(mine)]] == ["you"] * len(mine)  # a person's part comes first
     assert "Find out why retraining does not help; its circuit breaker is open" in mine
     assert "Let the paused loop go on" in mine
+
+
+def test_a_rollback_window_says_when_it_ends(console_world) -> None:
+    from dataclasses import asdict
+
+    from services.console.upcoming import upcoming
+    from trellis.contract import RolloutPolicy
+    from trellis.rollout.window import WindowInputs, decide_window
+
+    state = console_world.reading().state(console_world.model)
+    policy = RolloutPolicy(strategy="blue_green", rollback_days=2.0)
+    at = state.rollout.started_at
+    verdict = decide_window(WindowInputs("2", 10, 0, 0.0), policy)
+    told = replace(state.latest["canary"], kind="window", at=at, verdict=verdict, policy=asdict(policy))
+    rollout = replace(state.rollout, strategy="blue_green", stage="window", entered_at=at, winner="2")
+    ends = [i for i in upcoming(replace(state, rollout=rollout, latest={"window": told})) if "is final" in i.what]
+    assert [datetime.fromisoformat(item.at) for item in ends] == [datetime.fromisoformat(at) + timedelta(days=2)]
 
 
 def test_scales_enclose_what_they_show() -> None:
