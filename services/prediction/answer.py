@@ -21,7 +21,8 @@ from services.prediction.feature_versions import find_each
 from services.prediction.features import Found, OnlineFeatures
 from services.prediction.identity import without_unit
 from services.prediction.metrics import Metrics
-from services.prediction.runtime import Active, LoadedVersion, ModelRuntime, score
+from services.prediction.runtime import Active, ModelRuntime
+from services.prediction.versions import LoadedVersion, score
 from trellis.contract import ModelSpec, row_count, take
 from trellis.errors import RequestError, StorageError
 from trellis.rollout.plan import RolloutPlan, Variant

@@ -103,7 +103,7 @@ class PredictionService:
         self._one_rows = OneRows(features)
         self._ids = RandomIds()
         self._schemas: dict[str, tuple[ModelRuntime, ModelSchema]] = {}
-        self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._look)
+        self._watcher = PlanWatcher(self.models, limits.plan_poll_seconds, self._guard.refresh, self._look)
         self.workers = Workers(limits.max_waiting)
 
     def start(self) -> None:
@@ -369,7 +369,6 @@ class PredictionService:
         return (lambda _request: ()) if scope is None else partial(self._guard.check, needed=scope)
 
     def _look(self) -> None:
-        self._guard.refresh()
         self._one_rows.prepare(self.models.get(name).spec for name in self.models.names())
         self._observe()
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from services.prediction.background import Background, Job, Key
 from services.prediction.columns import batch, to_json
-from services.prediction.errors import VersionError
 from services.prediction.metrics import Metrics
-from trellis.adapters.remote_artifacts import local_artifact
-from trellis.adapters.signing import verify_artifact
-from trellis.artifact import ONNX_MODEL
-from trellis.contract import Batch, Field, ModelPlugin, ModelSpec, Predictor, row_count, select
-from trellis.ensemble import load_artifact
+from services.prediction.versions import LoadedVersion, load
+from trellis.contract import Batch, ModelPlugin, ModelSpec
 from trellis.errors import ArtifactError, InvalidPlanError, StorageError, UnknownModelError, close_matches
 from trellis.rollout.plan import RolloutPlan, Variant
 
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-_ROUNDING = 1e-6
+_LONG_SECONDS = 30.0  # after which the log says what is still being loaded
 
 
 class Plans(Protocol):
@@ -46,24 +40,6 @@ class Plugins(Protocol):
 
     def plugin(self, name: str) -> ModelPlugin:
         """Return a model's plug-in."""
-
-
-@dataclass(frozen=True)
-class LoadedVersion:
-    """A version ready to score.
-
-    Attributes:
-        version, digest: As in the plan.
-        predictor: What scores.
-        engine: ``onnx`` or ``python``.
-        seconds: How long one row took when it was warm.
-    """
-
-    version: str
-    digest: str
-    predictor: Predictor
-    engine: str
-    seconds: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,8 @@ class ModelRuntime:
         faults: Version (or ``plug-in``) to why it could not be loaded.
         sample: One row of the predictor's inputs and the request's fields, for warming up.
         example: A row in request form, for the API page.
-        tried: The plan last tried, and ``retry_at`` when what failed of it is tried again (monotonic seconds).
+        tried: The plan last tried, and ``retry_at`` when what failed of it is tried again (monotonic seconds); never,
+            where nothing failed.
     """
 
     name: str
@@ -109,7 +86,7 @@ class ModelRuntime:
     faults: dict[str, str] = field(default_factory=dict)
     example: Mapping[str, Any] = field(default_factory=dict)
     tried: RolloutPlan | None = None
-    retry_at: float = 0.0
+    retry_at: float = float("inf")
 
     @property
     def spec(self) -> ModelSpec:
@@ -140,6 +117,9 @@ class ModelRuntime:
 class Models:
     """All models of this process, and the only place that changes them.
 
+    What an author wrote, and what comes over a network, runs in threads of its own: a version that hangs while it is
+    loaded holds up the plans that name it and nothing else.
+
     Args:
         plans: The plan store.
         plugins: The catalogue.
@@ -166,6 +146,8 @@ class Models:
         self._verify_key = verify_key
         self._models: dict[str, ModelRuntime] = {}
         self._broken: dict[str, str] = {}
+        self._background = Background()
+        self._loading: dict[str, dict[str, Job]] = {}
         self._unreadable: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._store_fault: str | None = None
@@ -188,16 +170,25 @@ class Models:
         model = self._models.get(name)
         if model is None or model.active is None:
             known = self.names()
-            if name in self._broken or model is not None:
+            if name in self._broken or (model is not None and model.faults):
                 why = self._broken.get(name) or "; ".join(model.faults.values() if model else ())
                 raise ArtifactError(f"The model {name!r} has a plan but could not be loaded: {why}")
+            if name in self._loading:
+                raise ArtifactError(f"The model {name!r} is being loaded.", remedy="Try again in a second.")
             raise UnknownModelError(f"No model {name[:100]!r} is served here.", remedy=close_matches(name[:100], known))
         return model
 
     @property
     def ready(self) -> bool:
         """Whether every model that has a plan can be answered, and there is one."""
-        return self._polled and not self._broken and bool(self._models) and len(self.names()) == len(self._models)
+        names = self.names()
+        answered = bool(names) and len(names) == len(self._models) and not self._loading.keys() - set(names)
+        return self._polled and not self._broken and answered
+
+    @property
+    def loading(self) -> bool:
+        """Whether a plan waits for something that is being loaded."""
+        return bool(self._loading)
 
     def status(self) -> dict[str, Any]:
         """Say what is served, and everything that is wrong, for people and for the readiness page."""
@@ -211,26 +202,46 @@ class Models:
                 }
                 for name, model in sorted(self._models.items())
             },
+            "loading": {name: sorted(jobs) for name, jobs in sorted(self._loading.items())},
             "broken": self._broken | self._unreadable,
             "plan_store": self._store_fault or ("answers" if self._polled else "not read yet"),
         }
 
-    def poll(self) -> None:
-        """Read the plans once and load what is new; never raises, and what is held goes on answering."""
+    def poll(self, patience: float = 60.0) -> None:
+        """Read the plans and load what is new; never raises, and what is held goes on answering.
+
+        Args:
+            patience: How long to wait for what is being loaded, in seconds; what takes longer goes on, and a later call
+                follows it up.
+        """
+        end = time.monotonic() + patience
         with self._lock:
-            try:
-                plans = {name: self._plan(name) for name in self._plans.models()}
-            except StorageError as error:
-                self._metrics.store_failures.labels("plans").inc()
-                if self._store_fault is None:
-                    logger.error("%s Serving goes on with the plans it holds.", error)
-                self._store_fault = str(error)
-                return
-            self._store_fault = None
-            for name, plan in plans.items():
-                if plan is not None:
-                    self._follow(name, plan)
-            self._polled = True
+            self._look()
+            while self._loading and self._background.news.wait(max(0.0, end - time.monotonic())):
+                self._look()
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until something was loaded or somebody wakes whoever waits."""
+        self._background.news.wait(seconds)
+
+    def wake(self) -> None:
+        """Let ``wait`` return."""
+        self._background.news.set()
+
+    def _look(self) -> None:
+        self._background.news.clear()  # before the jobs are looked at: one that ends meanwhile is news again
+        try:
+            plans = {name: self._plan(name) for name in self._plans.models()}
+        except StorageError as error:
+            self._metrics.store_failures.labels("plans").inc()
+            if self._store_fault is None:
+                logger.error("%s Serving goes on with the plans it holds.", error)
+            self._store_fault = str(error)
+            return
+        self._store_fault = None
+        loading = {name: self._follow(name, plan) for name, plan in plans.items() if plan is not None}
+        self._loading = {name: jobs for name, jobs in loading.items() if jobs}
+        self._polled = True
 
     def _plan(self, name: str) -> RolloutPlan | None:
         """Return a model's plan; one that cannot be read holds nobody else's up."""
@@ -242,57 +253,102 @@ class Models:
         self._unreadable.pop(name, None)
         return plan
 
-    def _follow(self, name: str, plan: RolloutPlan) -> None:
-        model = self._models.get(name) or self._prepare(name)
+    def _follow(self, name: str, plan: RolloutPlan) -> dict[str, Job]:
+        """Switch a model to its newest plan once each of the plan's versions is held or has failed.
+
+        What an older plan waits for is not waited for: a rollback, whose versions are held, takes effect at once.
+
+        Returns:
+            What the plan waits for.
+        """
+        model = self._models.get(name)
         if model is None:
-            return
+            model, waits = self._prepare(name)
+            if model is None:
+                return waits
         now = time.monotonic()
-        if model.tried == plan and (not model.faults or now < model.retry_at):
-            return
+        if model.tried == plan and now < model.retry_at:
+            self._background.forget(name)
+            return {}
         active = model.active
-        versions: dict[str, LoadedVersion] = {}
-        faults: dict[str, str] = {}
-        for variant in plan.variants:
-            held = active.versions.get(variant.version) if active is not None else None
-            if held is not None and held.digest == variant.digest:
-                versions[variant.version] = held
-                continue
-            try:
-                versions[variant.version] = load(model, variant, self._home, self._verify_key)
-            except Exception as error:  # an author's code may raise anything
-                faults[variant.version] = self._failed(name, f"version {variant.version}", error, model.tried == plan)
+        held = {v.version: version for v in plan.variants if (version := _held(active, v)) is not None}
+        jobs: dict[Key, Job] = {}
+        for v in plan.variants:
+            if v.version not in held:
+                key = (name, v.version, v.digest, v.location)
+                work = partial(load, model.plugin, model.sample, v, self._home, self._verify_key)
+                jobs[key] = self._background.job(key, work)
+        self._background.forget(name, but=jobs)
+        waits = _under_way(name, {f"version {key[1]}": job for key, job in jobs.items()})
+        if waits:
+            return waits
         repeated, model.tried = model.tried == plan, plan
-        model.faults, model.retry_at = faults, now + _RETRY_SECONDS
-        if plan.champion.version in versions:
+        faults: dict[str, str] = {}
+        for (_, version, *_), job in jobs.items():
+            if job.error is None:
+                held[version] = job.result
+            else:
+                faults[version] = self._failed(name, f"version {version}", job.error, repeated)
+        self._background.forget(name)
+        model.faults, model.retry_at = faults, now + _RETRY_SECONDS if faults else float("inf")
+        if plan.champion.version in held:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(plan, versions, _previous(active, plan), _reads(model.spec, plan, versions))
+            model.active = Active(plan, held, _previous(active, plan), _reads(model.spec, plan, held))
             self._metrics.revision.labels(name).set(plan.revision)
-            self._metrics.expect(name, versions)
+            self._metrics.expect(name, held)
             if not repeated:
                 shares = ", ".join(f"{v.version} ({v.role}) {v.weight:g}" for v in plan.variants)
                 logger.info("%s follows revision %d: %s", name, plan.revision, shares)
+        return {}
 
-    def _prepare(self, name: str) -> ModelRuntime | None:
-        """Get a model's plug-in; one that is broken is tried again now and then."""
+    def _prepare(self, name: str) -> tuple[ModelRuntime | None, dict[str, Job]]:
+        """Get a model's plug-in, or what is waited for; one that is broken is tried again now and then."""
         now = time.monotonic()
         if name in self._broken and now < self._retry_at.get(name, 0.0):
-            return None
-        try:
-            model = ModelRuntime.of(name, self._plugins.plugin(name))
-            self._prepare_model(model)
-        except Exception as error:  # an author's code may raise anything
-            self._broken[name] = self._failed(name, "plug-in", error, name in self._broken)
+            return None, {}
+        job = self._background.job((name, "plug-in"), partial(self._prepared, name))
+        waits = _under_way(name, {"plug-in": job})
+        if waits:
+            return None, waits
+        self._background.forget(name)
+        if job.error is not None:
+            self._broken[name] = self._failed(name, "plug-in", job.error, name in self._broken)
             self._retry_at[name] = now + _RETRY_SECONDS
-            return None
+            return None, {}
         self._broken.pop(name, None)
-        self._models[name] = model
+        self._models[name] = job.result
+        return job.result, {}
+
+    def _prepared(self, name: str) -> ModelRuntime:
+        model = ModelRuntime.of(name, self._plugins.plugin(name))
+        self._prepare_model(model)
         return model
 
-    def _failed(self, name: str, what: str, error: Exception, known: bool) -> str:
+    def _failed(self, name: str, what: str, error: BaseException, known: bool) -> str:
         self._metrics.load_failures.labels(name).inc()
         if not known:
             logger.error("%s %s cannot be loaded, what is held goes on answering: %s", name, what, error)
         return f"{type(error).__name__}: {error}"
+
+
+def _under_way(name: str, jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Return the jobs that have not ended; one that takes long is told of once."""
+    waits = {what: job for what, job in jobs.items() if not job.is_over}
+    for what, job in waits.items():
+        if not job.told and time.monotonic() - job.since > _LONG_SECONDS:
+            job.told = True
+            logger.warning("%s %s has been loading for %.0f s; what is held answers", name, what, _LONG_SECONDS)
+    return waits
+
+
+def _held(active: Active | None, variant: Variant) -> LoadedVersion | None:
+    """Return a plan's version where it is in memory, be it as the champion before this one."""
+    if active is None:
+        return None
+    for version in (active.versions.get(variant.version), active.previous):
+        if version is not None and (version.version, version.digest) == (variant.version, variant.digest):
+            return version
+    return None
 
 
 def _reads(spec: ModelSpec, plan: RolloutPlan, versions: Mapping[str, LoadedVersion]) -> dict[str, ModelSpec]:
@@ -319,71 +375,3 @@ def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:
     if active.previous is not None and active.previous.digest == champion.digest:
         return None
     return active.champion
-
-
-def load(model: ModelRuntime, variant: Variant, home: Path, verify_key: Path | None = None) -> LoadedVersion:
-    """Verify, load and warm one version, apart from anything that is serving; from ``home`` where it was fetched.
-
-    Raises:
-        TrellisError: The files are not what the plan promises, cannot be loaded, or do not score.
-    """
-    directory = local_artifact(variant.location, variant.digest, home)
-    manifest = verify_artifact(directory, variant.digest, verify_key)
-    if manifest.model != model.name:
-        raise ArtifactError(f"The artifact is of {manifest.model!r}, not {model.name!r}.", where=directory)
-    predictor: Predictor
-    if (directory / ONNX_MODEL).exists():
-        from trellis.adapters.onnx_predictor import OnnxPredictor
-
-        predictor, engine = OnnxPredictor(directory / ONNX_MODEL), "onnx"
-    else:
-        predictor, engine = load_artifact(model.plugin, directory), "python"
-    version = LoadedVersion(variant.version, variant.digest, predictor, engine)
-    inputs = select(model.sample, model.spec.inputs)
-    fastest = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        score(model.spec, version, inputs)
-        fastest = min(fastest, time.perf_counter() - started)
-    return replace(version, seconds=fastest)
-
-
-def score(spec: ModelSpec, version: LoadedVersion, inputs: Batch) -> dict[str, NDArray[Any]]:
-    """Call a predictor and hold it to the contract.
-
-    Raises:
-        VersionError: It raised, or its answer lacks an output, has other rows, is not finite or outside its range.
-    """
-    rows = row_count(inputs)
-    where = f"{spec.name} {version.version}"
-    try:
-        answer = version.predictor.predict(inputs)
-        outputs = {f.name: np.asarray(answer[f.name]) for f in spec.outputs}
-    except Exception as error:  # an author's code may raise anything
-        raise VersionError(f"The predictor raised {type(error).__name__}: {error}.", "raised", where=where) from error
-    for declared in spec.outputs:
-        values = outputs[declared.name]
-        if values.ndim == 2 and not declared.shape and values.shape[1] == 1:
-            outputs[declared.name] = values = values[:, 0]
-        if values.shape != (rows, *declared.shape):
-            what = f"The output {declared.name!r} has shape {values.shape} for {rows} rows."
-            raise VersionError(what, "malformed", where=where)
-        if values.dtype.kind in "fiu" and (wrong := _out_of_range(declared, values)):
-            raise VersionError(f"The output {declared.name!r} {wrong}.", "out_of_range", where=where)
-    return outputs
-
-
-def _out_of_range(declared: Field, values: NDArray[Any]) -> str:
-    """Say what is wrong with numbers; empty if nothing is. A bound may be passed by what rounding to 32 bits costs."""
-    if values.size == 1:
-        least = most = values.item()  # a tenth of what two reductions cost
-    else:
-        least, most = values.min(), values.max()
-    if not (math.isfinite(least) and math.isfinite(most)):
-        return "is not finite"
-    low, high = declared.minimum, declared.maximum
-    if low is not None and least < low - _ROUNDING * max(1.0, abs(low)):
-        return f"is {least:.6g}, below the declared minimum {low:g}"
-    if high is not None and most > high + _ROUNDING * max(1.0, abs(high)):
-        return f"is {most:.6g}, above the declared maximum {high:g}"
-    return ""

@@ -21,7 +21,8 @@ import psutil
 from pydantic_core import from_json, to_json
 
 from services.prediction.columns import batch, rfc3339
-from services.prediction.runtime import LoadedVersion, ModelRuntime, load, score
+from services.prediction.runtime import ModelRuntime
+from services.prediction.versions import LoadedVersion, load, score
 from trellis.adapters.prediction_log import ShadowLog
 from trellis.catalog import Catalogue
 from trellis.contract import ModelSpec
@@ -78,7 +79,7 @@ class Host:
         if held is None:
             variant = Variant(message["version"], "canary", 0.0, message["location"], message["digest"])
             before = psutil.Process().memory_info().rss
-            held = load(model, variant, self._home, self._verify_key)
+            held = load(model.plugin, model.sample, variant, self._home, self._verify_key)
             self._megabytes[key] = round((psutil.Process().memory_info().rss - before) / 1e6, 1)
         self._held[key] = held  # the last used is the last to go
         while len(self._held) > _MOST_HELD:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from services.prediction.runtime import Models
 
 logger = logging.getLogger(__name__)
 
+_FIRST_SECONDS = 20.0  # that the first look waits for what is being loaded
+
 
 class PlanWatcher:
-    """Polls in its own thread, from ``start`` to ``stop``; ``looked`` is set after the first look.
+    """Polls in its own thread, from ``start`` to ``stop``, and at once when something was loaded.
 
     Args:
         models: What to keep current.
         seconds: Between two looks.
+        before: Called before every look, for what may not wait for a plan, like the API keys.
         after: Called after every look, for gauges.
+
+    Attributes:
+        looked: Set when the plans were looked at and what they name is loaded, or has taken too long to wait for.
     """
 
-    def __init__(self, models: Models, seconds: float, after: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        seconds: float,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
         self._models = models
         self._seconds = seconds
-        self._after = after
+        self._steps = (before, lambda: models.poll(patience=0.0), after)
         self.looked = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plan-watcher", daemon=True)
@@ -35,14 +48,23 @@ class PlanWatcher:
     def stop(self) -> None:
         """End polling; returns once a look under way is over."""
         self._stop.set()
+        self._models.wake()
         self._thread.join()
 
     def _run(self) -> None:
+        left = time.monotonic() + _FIRST_SECONDS
         while not self._stop.is_set():
-            try:
-                self._models.poll()
-                self._after()
-            except Exception:
-                logger.exception("the plan watcher met an error it does not know and goes on")
-            self.looked.set()
-            self._stop.wait(self._seconds)
+            for step in self._steps:
+                try:
+                    step()
+                except Exception:
+                    logger.exception("the plan watcher met an error it does not know and goes on")
+            seconds = self._seconds
+            if not self.looked.is_set():
+                rest = left - time.monotonic()
+                if not self._models.loading or rest <= 0:
+                    self.looked.set()
+                else:
+                    seconds = min(seconds, rest)
+            if not self._stop.is_set():
+                self._models.wait(seconds)

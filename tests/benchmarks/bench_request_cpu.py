@@ -60,8 +60,8 @@ async def steps(service, key: str, bodies: list[bytes], calls: int) -> dict[str,
     """Measure the whole, and its larger steps one by one."""
     from pydantic_core import to_json
 
-    from services.prediction.runtime import score
     from services.prediction.schema import parse
+    from services.prediction.versions import score
 
     app = service.app()
     path = f"/v1/models/{whole.MODEL}/predict"

@@ -70,8 +70,9 @@ def main() -> None:
 
     from services.prediction.answer import Answerer
     from services.prediction.metrics import Metrics
-    from services.prediction.runtime import Active, LoadedVersion, ModelRuntime
+    from services.prediction.runtime import Active, ModelRuntime
     from services.prediction.schema import model_schema, parse
+    from services.prediction.versions import LoadedVersion
     from trellis.adapters.onnx_predictor import OnnxPredictor
     from trellis.adapters.prediction_log import PredictionLog
     from trellis.contract import select

@@ -36,7 +36,7 @@ def guarded(world):
 
 def key_for(world, *scopes, **more):
     key, kept = world.store.create("client", list(scopes), **BY, **more)
-    world.service._look()
+    world.service._guard.refresh()
     return {"authorization": f"Bearer {key}"}, kept
 
 
@@ -83,7 +83,7 @@ def test_every_route_is_either_guarded_or_known_to_be_open(guarded):
     guarded_ones = {path.replace("toy_linear", "{model}").replace("/1/", "/{version}/") for _, path, _ in ROUTES}
     guarded_ones |= {"/v2/models/{model}/versions/{version}", "/v2/models/{model}/versions/{version}/ready"}
     assert paths == open_ones | guarded_ones
-    guarded.service._look()
+    guarded.service._guard.refresh()
     for path in guarded_ones:
         place = path.replace("{model}", "toy_linear").replace("{version}", "1")
         method = "POST" if path.endswith(("predict", "infer", "labels")) else "GET"
@@ -123,7 +123,7 @@ def test_a_wrong_secret_an_unknown_and_an_ended_key_answer_the_same(guarded, row
     good, kept = key_for(guarded, "predict")
     ended, ended_kept = key_for(guarded, "predict")
     guarded.store.revoke(ended_kept.id, **BY)
-    guarded.service._look()
+    guarded.service._guard.refresh()
     wrong = {"authorization": f"Bearer trellis_{kept.id}_{secrets.token_urlsafe(32)}"}
     unknown = {"authorization": f"Bearer trellis_000000000000_{secrets.token_urlsafe(32)}"}
     answers = [ask(guarded, "POST", PREDICT, headers, json={"rows": [row()]}) for headers in (wrong, unknown, ended)]
@@ -152,7 +152,7 @@ def test_revocation_is_heard_with_the_next_look_and_expiry_needs_none(guarded, r
         assert send() == 401
     assert send() == 200
     guarded.store.revoke(kept.id, **BY)
-    guarded.service._look()
+    guarded.service._guard.refresh()
     assert send() == 401
 
 
@@ -163,7 +163,7 @@ def test_with_the_store_away_the_keys_last_read_stay_in_force(guarded, row):
         raise StorageError("gone")
 
     guarded.store.known = away
-    guarded.service._look()
+    guarded.service._guard.refresh()
     assert ask(guarded, "POST", PREDICT, headers, json={"rows": [row()]}).status_code == 200
     assert guarded.metric("trellis_store_failures_total", store="keys") == 1
     fresh = Guard(guarded.store, guarded.service.metrics)
