@@ -72,7 +72,7 @@ class ModelRuntime:
         name: The model.
         plugin: Its plug-in.
         active: What answers; None until a champion is loaded.
-        faults: Version (or ``plug-in``) to why it could not be loaded.
+        faults: Version to why it could not be loaded, and ``plan`` to what of the plan cannot be kept to.
         sample: One row of the predictor's inputs and the request's fields, for warming up.
         example: A row in request form, for the API page.
         tried: The plan last tried, and ``retry_at`` when what failed of it is tried again (monotonic seconds); never,
@@ -290,10 +290,19 @@ class Models:
             else:
                 faults[version] = self._failed(name, f"version {version}", job.error, repeated)
         self._background.forget(name)
-        model.faults, model.retry_at = faults, now + _RETRY_SECONDS if faults else float("inf")
+        model.retry_at = now + _RETRY_SECONDS if faults else float("inf")
+        done = plan
+        if plan.unit is not None and plan.unit not in model.spec.fields:
+            # A later plug-in has dropped the field. Then each row is drawn by its own id, which is also what the log has
+            # as its unit; so whoever counts by unit counts what was drawn.
+            done = replace(plan, unit=None)
+            faults["plan"] = f"Its unit {plan.unit!r} is no field of the plug-in; every row is assigned by itself."
+            if not repeated:
+                logger.warning("%s revision %d: %s", name, plan.revision, faults["plan"])
+        model.faults = faults
         if plan.champion.version in held:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(plan, held, _previous(active, plan), _reads(model.spec, plan, held))
+            model.active = Active(done, held, _previous(active, plan), _reads(model.spec, plan, held))
             self._metrics.revision.labels(name).set(plan.revision)
             self._metrics.expect(name, held)
             if not repeated:
