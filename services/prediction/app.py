@@ -292,6 +292,7 @@ class PredictionService:
 
         quick = self._is_quick(model, rows)
         if quick and all(f.name in row.model_fields_set for f in model.spec.features for row in rows):
+            self.workers.admit(deadline)
             if parsed.id is None:
                 return work()
             return await self._once(model, parsed.id, body, version, _done(work))

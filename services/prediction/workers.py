@@ -5,7 +5,8 @@ has waited; one whose deadline passes in the queue is taken out of it; one that 
 caller is told (504) that the same id will fetch the answer.
 
 A queue takes up a burst; one that stands only makes everybody wait (Nichols & Jacobson 2012, "Controlling queue delay",
-ACM Queue 10(5)). Where the event loop stays behind, the queue is a quarter as long until it has caught up.
+ACM Queue 10(5)). Where the event loop stays behind, the queue is a quarter as long until it has caught up. What is
+answered at once waits in no queue but the loop's own; where that is a quarter of a second long, it is refused as well.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _LATE_BEATS = 3  # a single one is a pause, of the garbage collector perhaps
 _BUSY = 0.5  # share of a beat that the loop worked
 _CROWDED = 8  # part of the queue that is many
 _STANDING = 4  # by which the queue is shorter then
+_LONG_TURN = 0.25  # seconds
 
 
 class Deadline:
@@ -78,10 +80,12 @@ class Pulse:
 
     Attributes:
         behind: Whether it was so at the last beats all.
+        late: How many seconds the last beat came late: a request that comes now waits about as long for its turn.
     """
 
     def __init__(self, crowded: Callable[[], bool] = lambda: False) -> None:
         self.behind = False
+        self.late = 0.0
         self._crowded = crowded
         self._late = 0
         self._worked = 0.0
@@ -94,7 +98,7 @@ class Pulse:
 
     def _beat(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         now, worked = loop.time(), time.thread_time()
-        late = now - due
+        self.late = late = now - due
         busy = worked - self._worked > _BUSY * (_BEAT_SECONDS + late)
         self._late = self._late + 1 if late > _LATE_SECONDS or (busy and self._crowded()) else 0
         self.behind = self._late >= _LATE_BEATS
@@ -125,6 +129,19 @@ class Workers:
     def close(self) -> None:
         """Finish what was taken and end the threads."""
         self._threads.shutdown(wait=True)
+
+    def admit(self, deadline: Deadline) -> None:
+        """Let work begin that is done at once, on the event loop.
+
+        Raises:
+            UnavailableError: The loop stays behind, and its turns take too long for anybody or for this deadline.
+        """
+        if self.pulse.behind and self.pulse.late > min(_LONG_TURN, deadline.left):
+            raise UnavailableError(
+                f"Requests wait {self.pulse.late:.2g} s for their turn.",
+                remedy="Try again in a second.",
+                retry_after=max(1, math.ceil(self.pulse.late)),
+            )
 
     async def run(self, work: Callable[[], Any], deadline: Deadline) -> Any:
         """Run blocking work apart from the event loop.

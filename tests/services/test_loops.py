@@ -168,3 +168,26 @@ def test_the_queue_is_a_quarter_as_long_while_the_loop_is_behind():
 
     assert run(None, taken(False)) == 40
     assert run(None, taken(True)) == 10
+
+
+@pytest.mark.parametrize(
+    ("behind", "late", "seconds", "admitted"),
+    [
+        (False, 5.0, 10.0, True),  # a single pause
+        (True, 0.03, 10.0, True),
+        (True, 0.24, 10.0, True),
+        (True, 0.26, 10.0, False),
+        (True, 0.03, 0.02, False),  # nothing for a caller who cannot wait so long
+        (True, 0.01, 0.02, True),
+    ],
+)
+def test_what_is_answered_at_once_is_refused_where_its_turn_comes_too_late(behind, late, seconds, admitted):
+    workers = Workers(most_waiting=40)
+    workers.pulse.behind, workers.pulse.late = behind, late
+    if admitted:
+        workers.admit(Deadline(seconds))
+    else:
+        with pytest.raises(UnavailableError, match="wait 0.0?[23]6? s for their turn") as refused:
+            workers.admit(Deadline(seconds))
+        assert refused.value.retry_after == 1
+    workers.close()

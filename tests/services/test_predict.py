@@ -4,10 +4,12 @@ import asyncio
 import math
 import shutil
 import threading
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from prometheus_client import CollectorRegistry
 
 
 def sigmoid(value):
@@ -409,6 +411,49 @@ def test_more_requests_than_may_wait_are_refused_at_once(world, row):
     assert "wait for an answer" in refused.json()["error"]["reason"]
     assert int(refused.headers["retry-after"]) >= 1
     assert world.predict(row()).status_code == 200
+
+
+def test_a_loop_that_is_late_sheds_what_needs_no_queue_and_takes_it_again_when_it_has_caught_up(world, row):
+    world.limits.flush_seconds = 0.01
+    world.service.workers.close()
+    world.service = world.make(CollectorRegistry())
+    world.app = world.service.app()
+    world.deploy(world.artifact("1"))
+    body = {"rows": [row(size=1.0, rate=0.2)]}
+
+    async def scene():
+        pulse = world.service.workers.pulse
+        pulse.start()
+        path, answers, blocked = "/v1/models/toy_linear/predict", [], True
+
+        async def block():
+            while blocked:
+                time.sleep(0.4)
+                await asyncio.sleep(0)
+
+        blocking = asyncio.create_task(block())
+        for _ in range(30):
+            answers.append(await world.send("POST", path, json=body))
+            if answers[-1].status_code == 503:
+                break
+            await asyncio.sleep(0)
+        shed = await world.send("POST", path, json=body | {"id": "shed"})
+        blocked = False
+        await blocking
+        for _ in range(200):
+            await asyncio.sleep(0.02)
+            answers.append(await world.send("POST", path, json=body | {"id": "shed"}))
+            if answers[-1].status_code == 200:
+                break
+        return shed, answers
+
+    shed, answers = world.runner.run(scene())
+    assert (shed.status_code, shed.headers["retry-after"]) == (503, "1")
+    assert "for their turn" in shed.json()["error"]["reason"]
+    assert answers[0].status_code == answers[-1].status_code == 200, "early, when it is not known, and after"
+    assert world.service.workers._threads._threads == set(), "all of it on the event loop"
+    world.service._logs.close()
+    assert len(world.logged()) == [a.status_code for a in answers].count(200)
 
 
 class Slow:
