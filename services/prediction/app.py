@@ -135,12 +135,10 @@ class PredictionService:
         """Return the ASGI application."""
         most = self._limits.max_body_bytes
 
-        def endpoint(
-            handler: Callable[[Scope, bytes], Awaitable[bytes]], most: int = most, scope: str = "predict"
-        ) -> JsonEndpoint:
+        def endpoint(handler: Callable[[Scope, bytes], Awaitable[bytes]], scope: str = "predict") -> JsonEndpoint:
             return JsonEndpoint(handler, most, self.metrics, self.models.__contains__, self._allow(scope))
 
-        predict, infer = endpoint(self._predict), BinaryTensors(endpoint, self._v2_infer, most)
+        predict, infer = endpoint(self._predict), BinaryTensors(endpoint, self._v2_infer)
 
         def route(path: str, handler: Any, scope: str | None = "read") -> Route:
             allow = self._allow(scope)

@@ -293,8 +293,8 @@ class Models:
         model.retry_at = now + _RETRY_SECONDS if faults else float("inf")
         done = plan
         if plan.unit is not None and plan.unit not in model.spec.fields:
-            # A later plug-in has dropped the field. Then each row is drawn by its own id, which is also what the log has
-            # as its unit; so whoever counts by unit counts what was drawn.
+            # A later plug-in has dropped the field. Then each row is drawn by its own id, which is also what the log
+            # has as its unit; so whoever counts by unit counts what was drawn.
             done = replace(plan, unit=None)
             faults["plan"] = f"Its unit {plan.unit!r} is no field of the plug-in; every row is assigned by itself."
             if not repeated:

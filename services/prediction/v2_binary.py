@@ -2,8 +2,9 @@
 
 Source: ``extension_binary_data.md`` of Triton's protocol documentation. A request may carry tensors behind its JSON,
 whose length ``Inference-Header-Content-Length`` gives; an answer does so where it was asked to. Here both are turned
-into and out of the plain JSON form, in front of the endpoint, which knows nothing of it. In a binary tensor a NaN
-stands for a missing value, as it has no null. That client also sends no content type, which here then means JSON.
+into and out of the plain JSON form, around the handler, which knows nothing of it: the endpoint has checked the key and
+read the body by then. In a binary tensor a NaN stands for a missing value, as it has no null. That client also sends no
+content type, which here then means JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from trellis.errors import RequestError
 
 _LENGTH = b"inference-header-content-length"
 _JSON = (b"content-type", b"application/json")
-# A number written out takes more room than its bytes; an FP32 at most about five times as much.
-_ROOM = 8
+# Where the scope keeps the length of a binary body's JSON, and the request as plain JSON.
+_BINARY, _REQUEST = "trellis.binary", "trellis.request"
 _DTYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BOOL": "?", "INT8": "i1", "UINT8": "u1"}
 _DTYPES |= {
     f"{sign}INT{bits}": f"<{code}{bits // 8}" for sign, code in (("", "i"), ("U", "u")) for bits in (16, 32, 64)
@@ -35,40 +36,21 @@ class BinaryTensors:
     """An endpoint that speaks the extension as well as plain JSON.
 
     Args:
-        make: Makes an endpoint from a handler and the largest body it reads, in bytes.
+        make: Makes an endpoint of JSON from a handler.
         handler: Answers plain JSON.
-        most: Largest body of a request as it is sent, in bytes.
     """
 
-    def __init__(self, make: Callable[[Handler, int], ASGIApp], handler: Handler, most: int) -> None:
-        self._most = most
-        self._plain, self._roomy, self._refusing = make(handler, most), make(handler, most * _ROOM), make(_refuse, most)
+    def __init__(self, make: Callable[[Handler], ASGIApp], handler: Handler) -> None:
+        self._handler = handler
+        self._endpoint = make(self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         headers = dict(scope["headers"])
-        endpoint, heard = self._plain, bytearray()
-
-        async def hear() -> Message:
-            message = await receive()
-            heard.extend(message.get("body", b""))
-            return message
-
-        listen: Receive = hear
         kind = headers.get(b"content-type")
         if _LENGTH in headers and kind in (None, b"application/octet-stream"):
-            rest = [h for h in scope["headers"] if h[0] not in (b"content-type", b"content-length")]
-            raw = await _read(receive, self._most)
-            if raw is None:
-                rest.append((b"content-length", b"%d" % (self._most + 1)))  # too large: let the endpoint say so
-            else:
-                endpoint = self._roomy
-                try:
-                    heard += from_binary(raw, headers[_LENGTH])
-                except RequestError as problem:
-                    scope["trellis.problem"], endpoint = problem, self._refusing
-            listen = _said(bytes(heard))
-            scope["headers"] = [*rest, _JSON]
+            scope[_BINARY] = headers[_LENGTH]
+            scope["headers"] = [*(h for h in scope["headers"] if h[0] != b"content-type"), _JSON]
         elif kind is None:
             scope["headers"] = [*scope["headers"], _JSON]
         started: Message = {}
@@ -78,21 +60,20 @@ class BinaryTensors:
                 started.update(message)
                 return
             body = message["body"]
-            if started["status"] == 200 and b'"binary_data' in heard:
-                body, length = to_binary(bytes(heard), body)
+            if started["status"] == 200 and b'"binary_data' in scope[_REQUEST]:
+                body, length = to_binary(scope[_REQUEST], body)
                 if length is not None:
-                    whole = (b"content-length", b"%d" % len(body))
-                    started["headers"] = [(b"content-type", b"application/octet-stream"), whole]
-                    started["headers"].append((_LENGTH, b"%d" % length))
+                    others = [h for h in started["headers"] if h[0] not in (b"content-type", b"content-length")]
+                    told = [(b"content-length", b"%d" % len(body)), (_LENGTH, b"%d" % length)]
+                    started["headers"] = [(b"content-type", b"application/octet-stream"), *told, *others]
             await send(started)
             await send({**message, "body": body})
 
-        await endpoint(scope, listen, answer)
+        await self._endpoint(scope, receive, answer)
 
-
-async def _refuse(scope: Scope, _body: bytes) -> bytes:
-    problem: RequestError = scope["trellis.problem"]
-    raise problem
+    async def _answer(self, scope: Scope, body: bytes) -> bytes:
+        scope[_REQUEST] = request = from_binary(body, scope[_BINARY]) if _BINARY in scope else body
+        return await self._handler(scope, request)
 
 
 def from_binary(raw: bytes, length: bytes) -> bytes:
@@ -176,21 +157,3 @@ def _bytes(values: list[Any], datatype: str) -> bytes:
         texts = [str(value).encode() for value in values]
         return b"".join(struct.pack("<I", len(text)) + text for text in texts)
     return np.array(values, _DTYPES[datatype]).tobytes()
-
-
-async def _read(receive: Receive, most: int) -> bytes | None:
-    body = bytearray()
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if len(body) > most or message["type"] == "http.disconnect":
-            return None
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _said(body: bytes) -> Receive:
-    async def listen() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return listen

@@ -18,6 +18,7 @@ from trellis.settings import Settings
 
 BY = {"who": "ann", "why": "a test"}
 PREDICT = "/v1/models/toy_linear/predict"
+INFER = "/v2/models/toy_linear/infer"
 
 
 @pytest.fixture
@@ -213,7 +214,16 @@ def test_secrets_are_not_in_the_log_nor_in_the_metrics(guarded, row, caplog):
     assert guarded.metric("trellis_refused_total", reason="limit") == 2
 
 
-def test_a_refused_body_is_not_read(guarded):
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        (PREDICT, [(b"content-type", b"application/json")]),
+        (INFER, [(b"content-type", b"application/json")]),
+        (INFER, [(b"inference-header-content-length", b"2")]),
+        (INFER, [(b"inference-header-content-length", b"2"), (b"content-type", b"application/octet-stream")]),
+    ],
+)
+def test_a_refused_body_is_not_read(guarded, path, headers):
     read = []
 
     async def receive():
@@ -225,11 +235,24 @@ def test_a_refused_body_is_not_read(guarded):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": PREDICT, "headers": [(b"content-type", b"application/json")]}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
     key_for(guarded, "predict")
     asyncio.run(guarded.app(scope, receive, send))
     assert sent[0]["status"] == 401
     assert read == []
+
+
+def test_a_binary_request_takes_from_the_limit_once(guarded):
+    headers, _ = key_for(guarded, "predict", per_minute=5)
+    binary = headers | {"inference-header-content-length": "2"}
+    left = [ask(guarded, "POST", INFER, binary, content=b"{}xx").headers["ratelimit-remaining"] for _ in range(2)]
+    assert left == ["4", "3"]
+    guarded.deploy(guarded.artifact("1", model="toy_tensor"), model="toy_tensor")
+    image = {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "data": [0.0] * 4}
+    body = {"inputs": [image], "parameters": {"binary_data_output": True}}
+    answer = ask(guarded, "POST", INFER.replace("linear", "tensor"), headers, json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/octet-stream"), answer.text
+    assert answer.headers["ratelimit-remaining"] == "2", "and a binary answer tells it as well"
 
 
 @pytest.mark.parametrize(
