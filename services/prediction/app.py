@@ -133,10 +133,10 @@ class PredictionService:
 
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
-        most = self._limits.max_body_bytes
+        most, seconds = self._limits.max_body_bytes, self._limits.request_seconds
 
         def endpoint(handler: Callable[[Scope, bytes], Awaitable[bytes]], scope: str = "predict") -> JsonEndpoint:
-            return JsonEndpoint(handler, most, self.metrics, self.models.__contains__, self._allow(scope))
+            return JsonEndpoint(handler, most, seconds, self.metrics, self.models.__contains__, self._allow(scope))
 
         predict, infer = endpoint(self._predict), BinaryTensors(endpoint, self._v2_infer)
 

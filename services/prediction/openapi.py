@@ -19,6 +19,7 @@ _ERRORS = {
     "401": "A key is needed, or this one is not valid (any longer).",
     "403": "The key has not the scope that this needs.",
     "404": "No such model; close matches are named.",
+    "408": "The body did not come within the service's own limit for a request.",
     "409": "The request id was used for another body.",
     "413": "Too many rows, or too large a body.",
     "415": "The content type is not application/json.",

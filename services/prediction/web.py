@@ -1,4 +1,4 @@
-"""The HTTP part that every route shares: bodies with a limit, JSON answers, and one form for every error."""
+"""The HTTP part that every route shares: JSON in, JSON out, and one form for every error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.prediction.auth import Headers, RefusedError
+from services.prediction.bodies import read_json_body
 from services.prediction.errors import body_of, status_of
 from services.prediction.metrics import Metrics
 from trellis.errors import RequestError, TrellisError
@@ -27,47 +28,6 @@ Allow = Callable[[Scope], Headers]
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Answer with JSON; an answer never carries NaN."""
     return Response(to_json(value, inf_nan_mode="null"), status, headers, media_type="application/json")
-
-
-async def read_json_body(scope: Scope, receive: Receive, most: int) -> bytes:
-    """Read a JSON body.
-
-    Raises:
-        RequestError: Its content type is another one (415), or it is larger than ``most`` bytes (413).
-        ClientDisconnect: The caller has gone.
-    """
-    content_type, encoding, length = b"", b"", b"0"
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value
-        elif name == b"content-length":
-            length = value
-        elif name == b"content-encoding":
-            encoding = value or b"none"
-    if encoding or (
-        content_type != b"application/json" and content_type.partition(b";")[0].strip().lower() != b"application/json"
-    ):
-        # Nothing else is ever parsed: in particular no pickle, and no compressed body that unpacks without end.
-        given = (encoding or content_type or b"none").decode("latin-1")
-        raise RequestError(
-            "content-type", f"{given[:100]!r} is not taken", status=415, remedy="Send plain application/json, in UTF-8."
-        )
-    if length.isdigit() and int(length[:20]) > most:
-        raise _too_large(most)
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(most)
-        if not message.get("more_body", False):
-            return body
-
-
-def _too_large(most: int) -> RequestError:
-    return RequestError("", f"the body is larger than {most} bytes", status=413, remedy="Send fewer rows at a time.")
 
 
 def answered(handler: Handler, metrics: Metrics, known: Callable[[str], bool], allow: Allow) -> Handler:
@@ -100,6 +60,7 @@ class JsonEndpoint:
     Args:
         handler: Gets the scope (with ``path_params``) and the body, and returns the body of the answer.
         most: Largest body, in bytes.
+        seconds: Longest time for a body to come.
         metrics: The counters.
         known: Whether a model's name may be counted.
         allow: Lets a request pass or raises, before its body is read; gives headers for the answer.
@@ -109,12 +70,14 @@ class JsonEndpoint:
         self,
         handler: Callable[[Scope, bytes], Awaitable[bytes]],
         most: int,
+        seconds: float,
         metrics: Metrics,
         known: Callable[[str], bool],
         allow: Allow,
     ) -> None:
         self._handler = handler
         self._most = most
+        self._seconds = seconds
         self._metrics = metrics
         self._known = known
         self._allow = allow
@@ -126,7 +89,8 @@ class JsonEndpoint:
         headers = [(b"content-type", b"application/json")]
         try:
             headers += self._allow(scope)
-            answer, status = await self._handler(scope, await read_json_body(scope, receive, self._most)), 200
+            body = await read_json_body(scope, receive, self._most, self._seconds)
+            answer, status = await self._handler(scope, body), 200
         except Exception as error:
             answer, status, more = _failed(error, scope)
             headers += [(key.encode(), value.encode("latin-1")) for key, value in more.items()]
@@ -175,6 +139,8 @@ def _parts(error: TrellisError, *, v2: bool) -> tuple[bytes, int, dict[str, str]
         place = f"{parts['field']}: " if parts["field"] else ""
         body = {"error": f"{place}{parts['reason']}. {parts['remedy']}", "detail": parts}
     headers = dict(error.headers) if isinstance(error, RefusedError) else {}
+    if status == 408:
+        headers["connection"] = "close"  # what is still to come of the body is nothing that could be answered
     if status == 503:
         headers["retry-after"] = str(getattr(error, "retry_after", 1))
     return to_json(body, inf_nan_mode="null"), status, headers
