@@ -53,7 +53,7 @@ def environment(config: Settings, workers: int, scratch: str) -> dict[str, str]:
     }
     return {
         "PREDICTION_PARENT": str(os.getpid()),  # with which the workers end, see service.py
-        "PREDICTION_WORKERS": str(workers),  # who share the listening socket, see loops.py
+        "PREDICTION_WORKERS": str(workers),  # who share the listening socket and a key's limit, see loops.py
         "BENTOML_HOME": f"{scratch}/bentoml",
         "TMPDIR": scratch,
         "BENTOML_CONFIG_OPTIONS": " ".join(f"{key}={value}" for key, value in options.items()),

@@ -74,6 +74,7 @@ class PredictionService:
         metrics: The counters.
         shadows: Scores samples for the plans' shadows.
         keys: The API keys; None lets everybody do everything.
+        processes: How many of these answer together and share a key's limit.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class PredictionService:
         metrics: Metrics | None = None,
         shadows: Shadows | None = None,
         keys: Keys | None = None,
+        processes: int = 1,
     ) -> None:
         self._limits = limits
         self.metrics = metrics or Metrics()
@@ -93,7 +95,7 @@ class PredictionService:
         self.models = Models(plans, plugins, self.metrics, home, self._open_features, limits.verify_key)
         self._logs = Logs(home, limits.flush_seconds)
         self._shadows = shadows
-        self._guard = Guard(keys, self.metrics)
+        self._guard = Guard(keys, self.metrics, processes)
         cache = AnswerCache(limits.cache_seconds)
         secret = limits.unit_secret
         hide = UnitHash(home, secret.get_secret_value() if secret else None)

@@ -2,6 +2,9 @@
 
 Keys are read from the store with every look at the plans, so a revoked one stops within a second; a request is checked
 in memory. Where the store is away, the keys last read stay in force, and their expiry with them.
+
+A limit is shared out: each of a service's processes holds a key to an even part of it, and tells it what is left of
+that part, for it knows nothing of the others. Services on several machines (replicas) each have the whole limit.
 """
 
 from __future__ import annotations
@@ -90,11 +93,13 @@ class Guard:
     Args:
         keys: Where the keys are; None lets everybody do everything.
         metrics: Counts refusals.
+        processes: How many answer together; each takes its share of a key's limit, but at least one request a minute.
     """
 
-    def __init__(self, keys: Keys | None, metrics: Metrics) -> None:
+    def __init__(self, keys: Keys | None, metrics: Metrics, processes: int = 1) -> None:
         self._store = keys
         self._metrics = metrics
+        self._processes = processes
         self._keys: dict[str, ApiKey] | None = None
         self._buckets: dict[str, _Bucket] = {}
 
@@ -134,16 +139,18 @@ class Guard:
             )
         if not key.per_minute:
             return ()
+        share = max(1, key.per_minute // self._processes)
         bucket = self._buckets.get(key.id)
-        if bucket is None or bucket.size != key.per_minute:
-            bucket = self._buckets[key.id] = _Bucket(key.per_minute)
+        if bucket is None or bucket.size != share:
+            bucket = self._buckets[key.id] = _Bucket(share)
         if bucket.take():
             return bucket.headers()
         self._count("limit")
         wait = max(1, math.ceil((1 - bucket.left) * 60 / bucket.size))
         told = {name.decode(): value.decode() for name, value in bucket.headers()}
+        part = f", {share} of them at each of {self._processes} processes" if self._processes > 1 else ""
         raise RefusedError(
-            f"this key may make {key.per_minute} requests a minute",
+            f"this key may make {key.per_minute} requests a minute{part}",
             status=429,
             remedy=f"Try again in {wait} s.",
             headers={**told, "retry-after": str(wait)},

@@ -31,6 +31,11 @@ _FAULT_SECONDS = 0.1
 logger = logging.getLogger(__name__)
 
 
+def workers() -> int:
+    """Return how many processes share the listening socket, this one among them."""
+    return int(os.environ.get(WORKERS, "1"))
+
+
 class Loop(uvloop.Loop):
     """uvloop with several accepts a turn, or in turns with other workers."""
 
@@ -40,7 +45,7 @@ class Loop(uvloop.Loop):
         """Serve as ever; a socket that is given is listened on several times, or in turns with those who share it."""
         if sock is None:
             return await super().create_server(protocol_factory, *args, **options)
-        if os.environ.get(WORKERS, "1") != "1":
+        if workers() > 1:
             return InTurns(self, protocol_factory, sock, **options)
         doors = [sock, *(sock.dup() for _ in range(_LISTENERS - 1))]
         return Servers(

@@ -135,7 +135,8 @@ def open_service(config: Settings) -> PredictionService:
     home, metrics = config.home.resolve(), Metrics()
     shadows = Shadows(home, config.models.resolve(), metrics, verify_key=config.verify_key)
     keys = KeyStore(config.database_url) if config.needs_keys else None
-    return PredictionService(home, config, plans, Catalogue([config.models]), _Features(config), metrics, shadows, keys)
+    plugins, features = Catalogue([config.models]), _Features(config)
+    return PredictionService(home, config, plans, plugins, features, metrics, shadows, keys, loops.workers())
 
 
 def _parent() -> int:

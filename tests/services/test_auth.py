@@ -2,8 +2,12 @@
 
 import asyncio
 import logging
+import os
 import secrets
+import subprocess
+import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,6 +20,7 @@ from trellis.adapters.api_keys import KeyStore
 from trellis.errors import StorageError
 from trellis.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 BY = {"who": "ann", "why": "a test"}
 PREDICT = "/v1/models/toy_linear/predict"
 INFER = "/v2/models/toy_linear/infer"
@@ -186,6 +191,43 @@ def test_a_key_has_its_limit_and_is_told_of_it(guarded, row):
     assert len(guarded.logged()) == 6
     # What is malformed counts too, or a limit could be walked around.
     assert ask(guarded, "POST", PREDICT, other, content=b"{").headers["ratelimit-remaining"] == "3"
+
+
+@pytest.mark.parametrize(("limit", "processes", "share"), [(6, 2, 3), (7, 2, 3), (5, 5, 1), (2, 4, 1), (4, 1, 4)])
+def test_processes_share_a_limit_and_each_tells_what_it_still_takes(guarded, row, limit, processes, share):
+    headers, _ = key_for(guarded, "predict", per_minute=limit)
+    guards = [Guard(guarded.store, guarded.service.metrics, processes) for _ in range(processes)]
+    scope = {"headers": [(b"authorization", headers["authorization"].encode())]}
+    taken = 0
+    for guard in guards:
+        guard.refresh()
+        for left in reversed(range(share)):
+            told = dict(guard.check(scope, "predict"))
+            assert (told[b"ratelimit-limit"], told[b"ratelimit-remaining"]) == (b"%d" % share, b"%d" % left)
+            taken += 1
+        with pytest.raises(auth.RefusedError) as refused:
+            guard.check(scope, "predict")
+        assert f"may make {limit} requests a minute" in refused.value.reason
+        assert (f"{share} of them at each of {processes} processes" in refused.value.reason) is (processes > 1)
+    assert taken <= max(limit, processes)
+
+
+OPENED = """
+from services.prediction.service import open_service
+from trellis.settings import load_settings
+service = open_service(load_settings())
+print("processes:", service._guard._processes)
+service._shadows.close()
+service.workers.close()
+"""
+
+
+def test_a_worker_knows_how_many_processes_share_a_limit(tmp_path):
+    given = {"TRELLIS_HOME": str(tmp_path), "TRELLIS_STORE_URL": f"sqlite:///{tmp_path}/trellis.db"}
+    given |= {"TRELLIS_AUTH": "on", "PREDICTION_WORKERS": "3", "BENTOML_HOME": f"{tmp_path}/bentoml"}
+    command = [sys.executable, "-W", "ignore", "-c", OPENED]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=120)
+    assert "processes: 3\n" in done.stdout, done.stderr
 
 
 def test_a_used_up_limit_comes_back_evenly(monkeypatch):

@@ -63,7 +63,7 @@ class ApiKey:
         salt, digest: Of the secret.
         scopes: What it may do: ``predict``, ``label``, ``read`` (models and metrics), ``operate`` (change something,
             which no route of the service does yet: operators have the command line).
-        per_minute: Most requests a minute of one serving process; 0 for no limit.
+        per_minute: Most requests a minute of one replica, whose processes share them; 0 for no limit.
         created_at, expires_at, revoked_at: Moments in UTC; None for never.
     """
 
@@ -147,7 +147,7 @@ class KeyStore:
             who: Who makes it.
             why: The reason, one sentence.
             lifetime: After which it expires; None for never.
-            per_minute: Most requests a minute of one serving process; 0 for no limit.
+            per_minute: Most requests a minute of one replica, whose processes share them; 0 for no limit.
 
         Returns:
             The key, which cannot be had again, and what is kept of it.

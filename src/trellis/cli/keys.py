@@ -28,7 +28,7 @@ def create(
     scope: Annotated[list[str], typer.Option(help="predict, label, read or operate; several with several --scope.")],
     who: Who = "operator",
     days: Annotated[float, typer.Option(help="Days after which it expires; 0 for never.")] = 90.0,
-    per_minute: Annotated[int, typer.Option(help="Most requests a minute of one worker; 0 for no limit.")] = 6_000,
+    per_minute: Annotated[int, typer.Option(help="Most requests a minute of one replica; 0 for no limit.")] = 6_000,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
