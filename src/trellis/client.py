@@ -52,6 +52,19 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Fallback:
+    """A link of the fallback chain that answered in the place of the assigned version.
+
+    Attributes:
+        link: ``cache``, ``champion``, ``previous`` or ``default``.
+        why: The reason, one clause.
+    """
+
+    link: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """Predictions in the order of the rows.
 
@@ -61,6 +74,7 @@ class Answer:
         revision: Of the rollout plan.
         request_id: The call's id.
         predictions: One per row.
+        fallback: Where others than the assigned version answered; empty if none did.
     """
 
     model: str
@@ -69,6 +83,7 @@ class Answer:
     revision: int
     request_id: str
     predictions: tuple[Prediction, ...]
+    fallback: tuple[Fallback, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,8 +178,9 @@ class Client:
             )
             for p in found["predictions"]
         )
+        fallback = tuple(Fallback(part["link"], part["why"]) for part in found.get("fallback", ()))
         names = ("model", "version", "variant", "revision", "request_id")
-        return Answer(**{name: found[name] for name in names}, predictions=predictions)
+        return Answer(**{name: found[name] for name in names}, predictions=predictions, fallback=fallback)
 
     def label(self, model: str, labels: Sequence[Label]) -> int:
         """Send the truth about earlier predictions; return how many were accepted.

@@ -20,7 +20,7 @@ from trellis.adapters.plan_store import PlanStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.artifact import seal
 from trellis.catalog import Catalogue
-from trellis.client import Client, Label
+from trellis.client import Client, Fallback, Label
 from trellis.errors import ConfigError, RequestError, UnavailableError, UnknownModelError
 from trellis.rollout.plan import Variant, first_plan
 from trellis.settings import Settings
@@ -32,6 +32,8 @@ from trellis.contract import Dataset, Field, Metric, ModelPlugin, ModelSpec, Pre
 
 class Half(Predictor):
     def predict(self, batch):
+        if (batch["x"] == 13).any():
+            raise ValueError("thirteen")
         return {"value": batch["x"] / 2}
     def save(self, directory):
         (directory / "half.json").write_text("{}")
@@ -41,6 +43,7 @@ class Plugin(ModelPlugin):
         name="half", version="1.0", task="regression", owner="tests", description="Half of x.",
         request=(Field("x", "float", nullable=False, maximum=100.0), Field("at", "timestamp", nullable=True)),
         inputs=("x",), outputs=(Field("value", "float"),), target=Target("y", "Half of x."), metric=Metric("mae", 1.0),
+        default={"value": -1.0},
     )
     def train(self, data, run):
         return Half()
@@ -173,6 +176,12 @@ def logged(service, request_id):
     return frame[frame["id"].str.startswith(request_id + "#")] if len(frame) else frame
 
 
+def test_what_answered_in_a_versions_place_is_told(client):
+    answer = client.predict("half", [{"x": 13.0}])
+    assert answer.fallback == (Fallback("default", "version 3 failed, and no other is held"),)
+    assert (answer.predictions[0].outputs, answer.predictions[0].version) == ({"value": -1.0}, "default")
+
+
 def test_predict_label_models_ready(client, service):
     assert client.ready()
     info = client.models()[0]
@@ -185,6 +194,7 @@ def test_predict_label_models_ready(client, service):
     truth = [Label(p.id, 2.0, datetime(2013, 7, 2, tzinfo=UTC)) for p in answer.predictions]
     assert client.label("half", truth) == 2
     assert {p.id for p in answer.predictions} <= set(read_labels(service[0], "half")["id"])
+    assert answer.fallback == ()
     assert len({answer.request_id, client.predict("half", [{"x": 1}]).request_id}) == 2
 
 
