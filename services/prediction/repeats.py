@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from trellis.errors import RequestError
 
+_Key = tuple[str, str]
+
 
 @dataclass
 class _Entry:
     digest: bytes
     task: asyncio.Task[bytes]
-    at: float
-    size: int
+    at: float = 0.0
+    size: int = 0
 
 
 class Repeats:
@@ -27,14 +29,15 @@ class Repeats:
     keeps one of them.
 
     Args:
-        seconds: How long an answer is kept.
+        seconds: How long an answer is kept from when it was made.
         max_bytes: Most memory for answers; the oldest go first.
     """
 
     def __init__(self, seconds: float = 600.0, max_bytes: int = 64_000_000) -> None:
         self._seconds = seconds
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        self._under_way: dict[_Key, _Entry] = {}
+        self._answered: OrderedDict[_Key, _Entry] = OrderedDict()  # the oldest first
         self._bytes = 0
 
     async def once(
@@ -50,7 +53,7 @@ class Repeats:
         """
         self._forget()
         key, digest = (model, request_id), hashlib.blake2b(body, digest_size=16).digest()
-        entry = self._entries.get(key)
+        entry = self._under_way.get(key) or self._answered.get(key)
         if entry is not None:
             if entry.digest != digest:
                 raise RequestError(
@@ -61,22 +64,23 @@ class Repeats:
                 )
             return await asyncio.shield(entry.task), True
         task = asyncio.ensure_future(make())
-        entry = self._entries[key] = _Entry(digest, task, time.monotonic(), 0)
+        entry = self._under_way[key] = _Entry(digest, task)
         task.add_done_callback(lambda done: self._done(key, entry, done))
         return await asyncio.shield(task), False
 
-    def _done(self, key: tuple[str, str], entry: _Entry, task: asyncio.Task[bytes]) -> None:
+    def _done(self, key: _Key, entry: _Entry, task: asyncio.Task[bytes]) -> None:
+        del self._under_way[key]
         if task.cancelled() or task.exception() is not None:
-            self._entries.pop(key, None)
             return
-        entry.size = len(task.result()) + 500
+        entry.at, entry.size = time.monotonic(), len(task.result()) + 500
+        self._answered[key] = entry
         self._bytes += entry.size
 
     def _forget(self) -> None:
         oldest = time.monotonic() - self._seconds
-        while self._entries:
-            key, entry = next(iter(self._entries.items()))
-            if not entry.task.done() or (entry.at > oldest and self._bytes <= self._max_bytes):
+        while self._answered:
+            key, entry = next(iter(self._answered.items()))
+            if entry.at > oldest and self._bytes <= self._max_bytes:
                 return
-            del self._entries[key]
+            del self._answered[key]
             self._bytes -= entry.size
