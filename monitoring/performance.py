@@ -26,6 +26,7 @@ from trellis.ledger import (
     Labelled,
     Point,
     Series,
+    due_at,
     expected_harm,
     labelled,
     moment,
@@ -91,8 +92,7 @@ def standing_of(
     mine = [p for p in known.points if p.version == subject.version and p.best is not None]
     model = subject.loss_models.get(subject.version)
     harm = expected_harm(mine[-1], model) if mine and model is not None else None
-    delay = np.timedelta64(timedelta(hours=subject.spec.target.delay_hours), "us")
-    overdue = told & ~found.known.known & (found.times + delay <= as_of)
+    overdue = told & ~found.known.known & (due_at(found.times, subject.spec) <= as_of)
     return Standing(known, harm, found.findings, int(overdue.sum()))
 
 
@@ -121,6 +121,7 @@ def performance_of(
     model, until = subject.spec.name, _utc(as_of)
     rows = read_predictions(home, model, until=until)
     found = labelled(subject.spec, rows, read_labels(home, model), until, received_by=received_by)
+    found = found.due(subject.spec, until)
     last = moment(until)
     if len(found.times):
         last = min(last, found.times.max() + np.timedelta64(1, "s"))

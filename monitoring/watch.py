@@ -79,7 +79,8 @@ def watch(
     Args:
         subject: What is watched.
         home: Trellis's home; logs are read from it, evidence, metrics, alerts and reports go into it.
-        until: End of the window that is judged, exclusive; labels observed later are not known yet.
+        until: End of the window that is judged, exclusive; labels observed later are not known yet, and those
+            of rows that are not past the model's declared delay do not count yet.
         window_days: Length of a window, best the reference's ``period_days``.
         windows: How many windows make the history, the judged one included.
         report: Whether to write the Evidently report (some seconds).
@@ -92,6 +93,7 @@ def watch(
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
     found = labelled(spec, read_predictions(home, model, until=until), read_labels(home, model), until)
+    found = found.due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
     made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}

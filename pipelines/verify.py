@@ -26,7 +26,7 @@ def verify_inputs(spec: ModelSpec, cycle: Cycle, now: str, taken_over: str, hist
     Args:
         spec: The model's declaration.
         cycle: The retraining.
-        now: Event time up to which predictions and labels count.
+        now: Event time up to which predictions and labels count; labels only of rows past the declared delay.
         taken_over: Event time at which its version became the champion.
         history: Every change of the model's plan.
     """
@@ -38,7 +38,8 @@ def verify_inputs(spec: ModelSpec, cycle: Cycle, now: str, taken_over: str, hist
     reigns = {c.plan.revision: c.plan.champion.version for c in history}
     sums = {cycle.version: LossSums(), cycle.champion: LossSums()}
     if len(rows):
-        found = labelled(spec, rows, read_labels(home, spec.name), np.datetime64(until.replace(tzinfo=None), "us"))
+        # The replaced version's labels have all come; the new one's count once they can have, quick ones or not.
+        found = labelled(spec, rows, read_labels(home, spec.name), until).due(spec, until)
         version = found.rows["version"].to_numpy(str)
         champion = found.rows["revision"].map(reigns).to_numpy(str)
         day = found.times.astype("datetime64[D]")

@@ -102,8 +102,12 @@ class Served:
         version: str = "1",
         labels: float = 1.0,
         drop: tuple[str, ...] = (),
+        known_after: Callable[[dict[str, np.ndarray]], np.ndarray] = lambda r: np.full(len(r["late"]), 2),
     ) -> datetime:
-        """Write the next days' predictions, and the first share of ``labels``; return the moment after them."""
+        """Write the next days' predictions, and the first share of ``labels``; return the moment after them.
+
+        A row's truth is observed ``known_after`` whole hours after its time.
+        """
         first = SERVED + timedelta(days=self.days)
         drawn = dict(change(rows(first, days, self.seed)))
         log, truths = (
@@ -111,6 +115,7 @@ class Served:
             LabelLog(self.home, SPEC.name, flush_seconds=1),
         )
         records, answers = [], []
+        hours = known_after(drawn)
         for i, moment in enumerate(drawn["time"]):
             stamp, name = f"{moment}Z", f"{self.days}-{i}"
             feature = {n: _plain(drawn[n][i]) for n in ("temp", "wind", "late_rate") if n not in drop}
@@ -132,7 +137,7 @@ class Served:
                     "latency_ms": 1.0,
                 }
             )
-            seen = f"{moment + np.timedelta64(120, 'm')}Z"
+            seen = f"{moment + np.timedelta64(int(hours[i]), 'h')}Z"
             answers.append({"id": name, "value": int(drawn["late"][i]), "observed_at": seen, "received_at": seen})
         log.extend(records)
         truths.extend(answers[: int(len(answers) * labels)])

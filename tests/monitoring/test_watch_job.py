@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -15,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 from monitoring.metrics import read_families
 from monitoring.watch import watch
 from trellis.decision import Decision, dumps
-from trellis.drift import DriftInputs, decide
+from trellis.drift import DriftInputs, decide, reference_outcomes
+from trellis.drift.outcomes import compare_outcomes
 from trellis.errors import DataError
 
 # Nothing here needs the report; its own test writes one.
@@ -104,6 +106,32 @@ def test_worse_answers_without_a_shift_are_concept_drift(served) -> None:
     assert (result.decision.verdict.outcome, result.diagnosis.kind) == ("DRIFT", "concept")
     assert result.diagnosis.harm.real
     assert result.diagnosis.harm.increase > 0.1
+
+
+def test_truths_that_are_known_sooner_than_others_are_no_drift(served) -> None:
+    """Nothing changes. Who is late is known at once, who is not 60 hours later; declared are 72 hours, or none."""
+    held, subject = served.drawn(400, 56), served.subject
+    outcomes = reference_outcomes("binary", held["probability"], held["late"], held["time"].astype("datetime64[D]"))
+    reference = replace(subject.reference, outcomes=outcomes)
+    until = served.serve(28, known_after=lambda r: np.where(r["late"] == 1, 0, 60))
+
+    def look(hours: float):
+        spec = replace(subject.spec, target=replace(subject.spec.target, delay_hours=hours))
+        result = watch(replace(subject, spec=spec, reference=reference), served.home, until, **QUIET)
+        inputs = TypeAdapter(DriftInputs).validate_python(result.decision.inputs["inputs"])
+        return result, compare_outcomes(outcomes, inputs.outcomes[-1]).label[1]
+
+    fooled, p_value = look(0.0)
+    assert fooled.decision.verdict.outcome == "DRIFT", "the labels that are known early should look like a change"
+    assert p_value < 1e-3
+    result, p_value = look(72.0)
+    assert result.decision.verdict.outcome == "STABLE", result.decision.verdict.reason
+    assert p_value > 0.05
+    # Four days of the last window and the first row of the fifth are due, and all of their labels are in.
+    assert [p.labels for p in result.series] == [700, 700, 700, 401]
+    told = {name: served.drawn(0, 28)[name][2_100:2_501] for name in ("probability", "late")}
+    assert result.series[-1].loss == pytest.approx(np.mean((told["probability"] - told["late"]) ** 2))
+    assert result.decision.inputs["inputs"]["losses"][-1]["rows"] == 401
 
 
 def test_performance_series_agrees_with_scikit_learn_and_respects_the_day(served) -> None:

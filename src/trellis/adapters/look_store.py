@@ -72,7 +72,7 @@ class Figure:
 class LabelState:
     """The labels of one window's predictions: those known, those not due yet, and those overdue.
 
-    A label is overdue when the model's declared delay has passed without it.
+    A label is overdue when the model's declared delay has passed without it. One that came before is not due yet.
     """
 
     start: str

@@ -186,7 +186,8 @@ class RetrainPolicy:
         max_attempts: How often a training is tried before the retraining counts as failed.
         max_failures: After so many retrainings in a row that led to no better version, the circuit breaker opens.
         breaker_days: How long it stays open before one more retraining is tried, in days of event time.
-        verify_labels: Labelled predictions of a new champion after which it is held against the one it replaced.
+        verify_labels: Labelled predictions of a new champion, past the declared delay, after which it is held against
+            the one it replaced.
         verify_days: How long is waited for them, in days of event time.
     """
 

@@ -70,7 +70,8 @@ class Target:
         name: The label's name.
         description: Its meaning in one sentence.
         classes: Names of the classes, negative first for a binary target; empty for regression.
-        delay_hours: How long after the prediction the truth is usually known, in hours.
+        delay_hours: How long after the prediction the truth is usually known, in hours. What is known sooner counts
+            from then on, so that quick truths are not taken for all.
     """
 
     name: str

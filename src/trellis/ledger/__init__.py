@@ -7,7 +7,7 @@ performance, with intervals, and scores its own earlier estimates; ``expected_ha
 
 from trellis.ledger.cells import Cell, performance
 from trellis.ledger.estimate import Agreement, Estimate
-from trellis.ledger.frames import Labelled, labelled, moment, moments, scores
+from trellis.ledger.frames import Labelled, due_at, labelled, moment, moments, scores
 from trellis.ledger.harm import ExpectedHarm, expected_harm
 from trellis.ledger.history import Between, Past, between_windows
 from trellis.ledger.labels import CLOCK_TOLERANCE, Finding, Join, join
@@ -30,6 +30,7 @@ __all__ = [
     "Series",
     "Track",
     "between_windows",
+    "due_at",
     "expected_harm",
     "fit_loss_model",
     "join",

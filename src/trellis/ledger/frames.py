@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,6 +55,26 @@ class Labelled:
         frame = self.rows[rows].reset_index(drop=True)
         return Labelled(frame, self.times[rows], known, self.score[rows], self.loss[rows], self.findings)
 
+    def due(self, spec: ModelSpec, as_of: np.datetime64 | datetime) -> Labelled:
+        """Return the same rows with the labels of those alone that are past the declared delay.
+
+        Where some truths are known sooner than others (a good is good until it is late), the labels of young rows are
+        those of the quick truths. Beside rows that have all of theirs they would look like a change.
+
+        Args:
+            spec: The model's declaration.
+            as_of: The moment by which a row has to be due.
+        """
+        young = due_at(self.times, spec) > moment(as_of)
+        known = Join(
+            self.known.known & ~young,
+            np.where(young, np.nan, self.known.value),
+            np.where(young, np.datetime64("NaT", "us"), self.known.observed_at),
+            np.where(young, 0, self.known.revisions),
+            self.known.findings,
+        )
+        return replace(self, known=known, loss=np.where(young, np.nan, self.loss))
+
 
 def labelled(
     spec: ModelSpec,
@@ -101,6 +121,13 @@ def labelled(
     if told.any():
         loss[told] = row_loss(spec.task, known.value[told], score[told])
     return Labelled(rows, times, known, score, loss, findings)
+
+
+def due_at(times: NDArray[np.datetime64], spec: ModelSpec) -> NDArray[np.datetime64]:
+    """Return when the label of every row is due: the declared delay after its time, ``datetime64[us]``."""
+    delay = np.timedelta64(round(spec.target.delay_hours * 3_600_000_000), "us")
+    due: NDArray[np.datetime64] = times + delay
+    return due
 
 
 def scores(rows: pd.DataFrame, spec: ModelSpec) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from trellis.ledger.estimate import (
     selection,
     widened,
 )
-from trellis.ledger.frames import Labelled
+from trellis.ledger.frames import Labelled, due_at
 from trellis.ledger.history import Lesson, Past, between_windows, learnt_by
 from trellis.ledger.loss_model import Expected, LossModel
 from trellis.ledger.represent import Covered, covered
@@ -225,8 +225,7 @@ class _Rows:
         table = found.score if found.score.ndim == 2 else found.score[:, None]
         self.scored: Mask = np.asarray(np.all(np.isfinite(table), axis=1))
         self.days = found.times.astype("datetime64[D]").astype(np.int64)
-        delay = np.timedelta64(round(spec.target.delay_hours * 3_600_000_000), "us")
-        self.ripe = found.times + delay
+        self.ripe = due_at(found.times, spec)
         self.due = self.ripe <= as_of
         score = np.where(self.scored[:, None], table, 0.5)
         score = score[:, 0] if found.score.ndim == 1 else score

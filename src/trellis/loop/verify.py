@@ -25,7 +25,7 @@ class VerifyInputs:
         now: Event time, RFC 3339.
         days: Days of event time since it took over.
         margin: Largest acceptable increase of the mean per-row loss.
-        new: Losses of the new champion since it took over, by day.
+        new: Losses of the new champion since it took over, by day; here and below of rows past the declared delay.
         old: Losses of the replaced version from a week before the decision to retrain, by day.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from trellis.contract import Field, Metric, ModelSpec, Target
 from trellis.errors import DataError
-from trellis.ledger import join, labelled, performance
+from trellis.ledger import due_at, join, labelled, performance
 from trellis.sums import LossSums, loss_sums, merged
 
 BASE = np.datetime64("2013-07-01T00:00:00", "us")
@@ -267,3 +268,22 @@ def test_frames_of_the_log_join_with_scores_that_may_be_malformed() -> None:
     assert [(f.kind, f.count) for f in found.findings] == [("no_score", 4)]
     assert len(labelled(SPEC, rows, said, received_by=BASE + 2 * HOUR).rows) == 3
     assert len(labelled(SPEC, rows.head(0), said.head(0)).rows) == 0
+
+
+def test_labels_of_rows_within_the_declared_delay_do_not_count_yet() -> None:
+    times = BASE + np.arange(4) * HOUR
+    utc = pd.to_datetime(times).tz_localize("UTC")
+    rows = pd.DataFrame({"id": [f"p{i}" for i in range(4)], "time": utc, "received_at": utc})
+    rows["outputs.p"] = [[0.2, 0.3, 0.5]] * 4
+    said = pd.DataFrame({"id": ["p0", "p1", "p3"], "value": "c"}).assign(observed_at=utc[3], received_at=utc[3])
+    spec = replace(SPEC, target=replace(SPEC.target, delay_hours=2.5))
+    found = labelled(spec, rows, said)
+    assert due_at(found.times, spec).tolist() == (times + 2 * HOUR + HOUR // 2).tolist()
+    # At half past three the first two are due, the second to the minute.
+    due = found.due(spec, BASE + 3 * HOUR + HOUR // 2)
+    assert due.told.tolist() == due.known.known.tolist() == [True, True, False, False]
+    assert due.loss[:2].tolist() == found.loss[:2].tolist()
+    assert due.known.revisions.tolist() == [1, 1, 0, 0]
+    assert np.isnan(due.known.value[3])
+    assert np.isnat(due.known.observed_at[3])
+    assert found.due(spec, BASE + 9 * HOUR).told.tolist() == found.told.tolist() == [True, True, False, True]
