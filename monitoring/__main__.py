@@ -208,11 +208,15 @@ def _replay(chosen: argparse.Namespace) -> int:
 
 
 def _after_the_last(model: str) -> datetime:
-    """Return the end of the newest prediction's second: event time is the data's, and a replay is not now."""
-    from trellis.adapters.prediction_log import read_predictions
+    """Return the end of the newest prediction's second: event time is the data's, and a replay is not now.
 
-    times = read_predictions(settings().home.resolve(), model)["time"]
-    return datetime.now(UTC) if times.empty else times.max().to_pydatetime() + timedelta(seconds=1)
+    A row ahead of the log's clock does not count: one of 2099 would leave every look until then without rows.
+    """
+    from trellis.adapters.prediction_log import read_predictions
+    from trellis.quality import newest
+
+    last = newest(read_predictions(settings().home.resolve(), model))
+    return datetime.now(UTC) if last is None else last.to_pydatetime() + timedelta(seconds=1)
 
 
 def _serve(chosen: argparse.Namespace) -> int:

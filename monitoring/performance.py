@@ -33,6 +33,7 @@ from trellis.ledger import (
     moments,
     series,
 )
+from trellis.quality import newest
 
 _MEANING = {
     "concept_drift": "labels contradict the estimate",
@@ -110,7 +111,8 @@ def performance_of(
     Args:
         subject: What is watched.
         home: Trellis's home.
-        as_of: Event time of the look; the last window ends there, or with the newest prediction.
+        as_of: Event time of the look; the last window ends there, or with the newest prediction that is not ahead of
+            the log's clock.
         received_by: What the log held at that moment of system time; None for all that it holds.
         window_days: Length of a window.
         windows: Most windows.
@@ -122,9 +124,9 @@ def performance_of(
     rows = read_predictions(home, model, until=until)
     found = labelled(subject.spec, rows, read_labels(home, model), until, received_by=received_by)
     found = found.due(subject.spec, until)
-    last = moment(until)
-    if len(found.times):
-        last = min(last, found.times.max() + np.timedelta64(1, "s"))
+    last, seen = moment(until), newest(found.rows)
+    if seen is not None:
+        last = min(last, moment(seen.to_datetime64()) + np.timedelta64(1, "s"))
     edges = window_edges(found.rows, subject, last, window_days, windows)
     by = "" if received_by is None else _utc(received_by).isoformat().replace("+00:00", "Z")
     return standing_of(subject, found, edges, moment(until), received_by=by)

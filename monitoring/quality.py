@@ -18,7 +18,12 @@ _SURE = 3.0
 
 
 def quality_of(
-    window: pd.DataFrame, earlier: pd.DataFrame, subject: Subject, sla_hours: dict[str, float] | None = None
+    window: pd.DataFrame,
+    earlier: pd.DataFrame,
+    subject: Subject,
+    sla_hours: dict[str, float] | None = None,
+    *,
+    later: pd.DataFrame | None = None,
 ) -> tuple[QualityFinding, ...]:
     """Return what is wrong with a window's rows; nothing for an empty one.
 
@@ -27,6 +32,7 @@ def quality_of(
         earlier: Predictions of the windows before it, which outliers are told from.
         subject: What is watched.
         sla_hours: Largest healthy age by view; the subject's own if not given.
+        later: Predictions whose event time is after the window, for clocks that are ahead.
     """
     spec = subject.spec
     found = check_rows(
@@ -35,6 +41,7 @@ def quality_of(
         spec.quality,
         history=history_of(subject.reference),
         sla_hours=sla_hours if sla_hours is not None else subject.sla_hours,
+        later=later,
     )
     apart = outliers(window, earlier, subject)
     return found if apart is None else (*found, apart)

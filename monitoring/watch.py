@@ -92,8 +92,9 @@ def watch(
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
-    found = labelled(spec, read_predictions(home, model, until=until), read_labels(home, model), until)
-    found = found.due(spec, until)
+    logged = read_predictions(home, model)
+    later = (logged["time"] >= until).to_numpy(dtype=bool)
+    found = labelled(spec, logged[~later], read_labels(home, model), until).due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
     made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}
@@ -130,7 +131,7 @@ def watch(
         verdict=verdict,
     )
     judged, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
-    quality = quality_of(judged, before, subject)
+    quality = quality_of(judged, before, subject, later=logged[later])
     skew = _skew(judged, subject, store)
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))

@@ -24,6 +24,7 @@ from trellis.contract import ModelSpec
 from trellis.drift import CONVERSIONS, declared_unit
 from trellis.drift.simulate import Change, Simulated, Simulator
 from trellis.errors import ConfigError, DataError, RequestError
+from trellis.quality import ahead_of_clock
 
 if TYPE_CHECKING:
     from pipelines.loop import Look
@@ -300,7 +301,8 @@ def _recorded(spec: ModelSpec, home: Path, days: int) -> tuple[pd.DataFrame, np.
     if not len(rows):
         raise DataError(f"Nothing was served for {spec.name!r} yet.", where=home, remedy="Serve it, or run make demo.")
     found = labelled(spec, rows, read_labels(home, spec.name), np.datetime64("2200-01-01", "us"))
-    keep = found.told & (found.times >= found.times.max() - np.timedelta64(days, "D"))
+    right = ~ahead_of_clock(found.rows)
+    keep = found.told & right & (found.times >= found.times[right].max() - np.timedelta64(days, "D"))
     order = np.flatnonzero(keep)[np.argsort(found.times[keep], kind="stable")]
     if len(order) < days:
         raise DataError(f"{len(order)} labelled predictions of {days} days are too few for a drill.", where=home)

@@ -93,6 +93,33 @@ def test_performance_as_a_table_and_as_json_at_any_past_moment(served, command, 
     assert "Did you mean 'line'?" in capsys.readouterr().err
 
 
+def test_one_event_time_far_ahead_blinds_no_look_and_is_named(served, command, capsys) -> None:
+    from trellis.adapters.prediction_log import PredictionLog
+
+    until = served.serve(7)
+    log = PredictionLog(served.home, "ferry_delay", flush_seconds=0)
+    line = next((served.home / "predictions" / "ferry_delay").glob("*.jsonl")).read_text().splitlines()[-1]
+    log.append({**json.loads(line), "id": "typo", "time": "2099-07-01T00:00:00Z"})
+    log.close()
+    assert command("watch", "ferry_delay", "--until", "latest", "--no-report", "--json") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body["decision"]["subject"].partition("/")[2] == "2013-07-08T23:50:01Z"
+    assert body["decision"]["inputs"]["inputs"]["windows"][-1]["rows"] > 600
+    assert [(f["kind"], f["rows"], f["examples"]) for f in body["quality"]] == [("clock_skew", 1, ["typo"])]
+    # Taken again when there is more, the look is the same; the next week's has nothing of it.
+    served.serve(7)
+    assert command("watch", "ferry_delay", "--until", "2013-07-08T23:50:01Z", "--no-report", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["quality"] == body["quality"]
+    assert command("watch", "ferry_delay", "--until", "latest", "--no-report", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["quality"] == []
+    # The performance of now, too, ends with the newest prediction that can be one.
+    assert command("performance", "ferry_delay", "--as-of", "2150-01-01", "--json") == 0
+    points = json.loads(capsys.readouterr().out)["series"]["points"]
+    assert points[-1]["end"] == "2013-07-15T23:50:01Z"
+    assert sum(p["predictions"] for p in points) == 1_400
+    assert until < served.now
+
+
 def test_usage_errors(command, capsys) -> None:
     for wrong in (["watch"], ["watch", "m", "--until", "tomorrow"], ["look"], []):
         with pytest.raises(SystemExit) as stopped:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.gameday import SCENARIOS, Day, change_for, copy_home, report_of
+from pipelines.gameday import SCENARIOS, Day, _recorded, change_for, copy_home, report_of
 from trellis.contract import Field, Metric, ModelSpec, Target
 from trellis.errors import ConfigError
 
@@ -124,3 +124,18 @@ def test_a_home_in_use_is_copied_whole_and_without_its_channels(tmp_path: Path):
     assert (target / "feast" / "registry.db").read_bytes().startswith(b"no database")
     with pytest.raises(ConfigError, match="no system to drill"):
         copy_home(tmp_path / "elsewhere", tmp_path / "x")
+
+
+def test_one_event_time_far_ahead_does_not_say_which_traffic_is_the_newest(tmp_path: Path):
+    from trellis.adapters.prediction_log import LabelLog, PredictionLog
+
+    predictions, labels = (log(tmp_path, SPEC.name, flush_seconds=1) for log in (PredictionLog, LabelLog))
+    for i in range(96):
+        sent = (START + timedelta(hours=i)).isoformat()
+        record = {"id": str(i), "time": sent, "received_at": sent, "outputs": {"probability": 0.5}}
+        predictions.append(record | ({"time": "2099-07-08T00:00:00Z"} if i == 50 else {}))
+        labels.append({"id": str(i), "value": 1, "observed_at": "2099-08-01T00:00:00Z", "received_at": sent})
+    predictions.close()
+    labels.close()
+    rows, _ = _recorded(SPEC, tmp_path, 2)
+    assert rows["id"].tolist() == [str(i) for i in range(47, 96) if i != 50]

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trellis.contract import Field, QualityPolicy
+from trellis.quality.clocks import ahead_of_clock, received_with
 
-CLOCK_TOLERANCE = np.timedelta64(300, "s")
 _LEAST_FOR_CONSTANT = 100
 _NULL_JUMP = 0.1
 _EXAMPLES = 3
@@ -64,6 +64,7 @@ def check_rows(
     *,
     history: Mapping[str, ColumnHistory] | None = None,
     sla_hours: Mapping[str, float] | None = None,
+    later: pd.DataFrame | None = None,
 ) -> tuple[QualityFinding, ...]:
     """Look through served rows; an empty frame has no finding.
 
@@ -73,6 +74,8 @@ def check_rows(
         policy: From which shares something is a finding.
         history: What training showed, by column.
         sla_hours: Largest healthy age by feature view, in hours.
+        later: Predictions whose event time is after the rows' window; those received with them that are ahead of the
+            clock belong to them.
     """
     if not len(frame):
         return ()
@@ -86,7 +89,7 @@ def check_rows(
             found += _column(frame[source], field, policy, (history or {}).get(field.name, ColumnHistory()), ids)
     found += _repeats(frame, policy, ids)
     found += _ages(frame, sla_hours or {}, policy, ids)
-    found += _clocks(frame, ids)
+    found += _clocks(frame, frame.head(0) if later is None else later)
     return tuple(found)
 
 
@@ -190,10 +193,10 @@ def _ages(
                 yield finding("stale", view, old, f"features older than the SLA of {bound:g} h", ids)
 
 
-def _clocks(frame: pd.DataFrame, ids: NDArray[np.str_]) -> Iterator[QualityFinding]:
+def _clocks(frame: pd.DataFrame, later: pd.DataFrame) -> Iterator[QualityFinding]:
     """Event times ahead of the log's clock; where all are, time is simulated and no clock is wrong."""
-    if "received_at" not in frame:
-        return
-    ahead = (frame["time"] > frame["received_at"] + pd.Timedelta(CLOCK_TOLERANCE)).to_numpy()
-    if ahead.any() and not ahead.all():
+    rows = pd.concat([part[["id", "time", "received_at"]] for part in (frame, received_with(frame, later))])
+    ahead = ahead_of_clock(rows)
+    if ahead.any():
+        ids = rows["id"].to_numpy(dtype=str)
         yield finding("clock_skew", "", ahead, "an event time ahead of the log's clock", ids)
