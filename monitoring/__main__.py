@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skew = commands.add_parser(
         "skew",
         help="recompute served features point-in-time and compare them",
-        epilog="exit codes: 0 within the SLO, 1 error, 2 usage, 3 past the SLO",
+        epilog="exit codes: 0 within the SLO, 1 error, 2 usage, 3 past the SLO, 5 no prediction to replay",
     )
     skew.add_argument("model")
     skew.add_argument("--since", type=_moment, help="earliest event time, RFC 3339; default a week before --until")
@@ -204,7 +204,7 @@ def _replay(chosen: argparse.Namespace) -> int:
         sys.stdout.write(dumps(report) + "\n")
     else:
         Console().print(skew_table(report, chosen.model))
-    return 0 if report.passed else 3
+    return {True: 0, False: 3, None: 5}[report.passed]
 
 
 def _after_the_last(model: str) -> datetime:

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from trellis.contract import Batch, ModelSpec
+from trellis.errors import ConfigError
 from trellis.freshness import Sla
 from trellis.ledger import moments
 from trellis.quality import Served, SkewReport, find_skew
@@ -31,6 +32,8 @@ def offline_store(spec: ModelSpec) -> OfflineFeatures | None:
 
 def skew_text(report: SkewReport) -> str:
     """Return a replay in one line."""
+    if not report.rows:
+        return "no prediction was replayed, so nothing is known of their features"
     if not report.mismatched:
         return f"none of {report.rows:,} replayed rows differs from its recomputation"
     causes = "; ".join(f"{f.cause} in {f.view}: {f.text}" for f in report.findings[:3])
@@ -74,11 +77,14 @@ def replay(
         spec: The model's declaration.
         views: Feature view by feature.
         store: The feature store.
-        most: Most rows replayed.
+        most: Most rows replayed, 1 or more.
 
     Raises:
+        ConfigError: ``most`` is less.
         MissingFeatureError: The offline store lacks the service or a table.
     """
+    if most < 1:
+        raise ConfigError(f"A replay of {most} rows compares nothing.", remedy="Ask for at least one: --rows 1.")
     if spec.feature_service is None:
         return None
     scored = frame[frame["time"].notna()]

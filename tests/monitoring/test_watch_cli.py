@@ -120,6 +120,24 @@ def test_one_event_time_far_ahead_blinds_no_look_and_is_named(served, command, c
     assert until < served.now
 
 
+def test_a_replay_of_nothing_is_not_passed(served, command, capsys, monkeypatch) -> None:
+    from tests.monitoring.test_watch_quality import Offline
+
+    monkeypatch.setattr("monitoring.skew.offline_store", lambda _: Offline(served.drawn(0, 7)))
+    served.serve(7)
+    assert command("skew", "ferry_delay") == 0
+    assert "none of 700 replayed rows differs" in capsys.readouterr().out
+    empty = ("skew", "ferry_delay", "--until", "2013-06-01")
+    assert command(*empty) == 5
+    assert "no prediction was replayed" in " ".join(capsys.readouterr().out.split())
+    assert command(*empty, "--json") == 5
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["passed"]) == (0, None)
+    for rows in ("0", "-5"):
+        assert command("skew", "ferry_delay", "--rows", rows) == 1
+        assert f"A replay of {rows} rows compares nothing." in capsys.readouterr().err
+
+
 def test_usage_errors(command, capsys) -> None:
     for wrong in (["watch"], ["watch", "m", "--until", "tomorrow"], ["look"], []):
         with pytest.raises(SystemExit) as stopped:

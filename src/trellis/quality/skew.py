@@ -91,7 +91,7 @@ class SkewReport:
         mismatched: Of these, with at least one differing feature.
         rate: Their share.
         slo: Largest acceptable share.
-        passed: Whether the rate keeps the SLO.
+        passed: Whether the rate keeps the SLO; None where no prediction was replayed, which tells nothing.
         lagging: Rows with a value older than offline, yet within its SLA; they do not count as mismatched.
         first_feature: The feature that differs first in time, in declared order; empty where none does.
         first_id: Id of the prediction where it does.
@@ -103,7 +103,7 @@ class SkewReport:
     mismatched: int
     rate: float
     slo: float
-    passed: bool
+    passed: bool | None
     lagging: int
     first_feature: str
     first_id: str
@@ -115,7 +115,7 @@ def find_skew(served: Served, recompute: Recompute, policy: QualityPolicy) -> Sk
     """Replay predictions and name what differs."""
     n = len(served.ids)
     if not n:
-        return SkewReport(0, 0, 0.0, policy.max_skew, True, 0, "", "", "", ())
+        return SkewReport(0, 0, 0.0, policy.max_skew, None, 0, "", "", "", ())
     everything = np.arange(n)
     exact = recompute(everything, served.time)
     differs: dict[str, Mask] = {}
