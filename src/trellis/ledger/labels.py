@@ -106,7 +106,7 @@ def join(
     frame = frame.assign(place=ids.get_indexer(pd.Index(frame["id"])))
     frame["made"] = np.append(_moments(predictions["time"]), np.datetime64("NaT", "us"))[frame["place"]]
     ahead = (frame["observed_at"] > frame["received_at"] + CLOCK_TOLERANCE) & (frame["made"] <= frame["received_at"])
-    frame["ahead"] = ahead
+    frame["ahead"], frame["claimed"] = ahead, frame["observed_at"]
     frame["observed_at"] = frame["observed_at"].where(~ahead, frame["received_at"])
     if as_of is not None:
         frame = frame[~(frame["observed_at"] > _moments(as_of))]
@@ -121,9 +121,11 @@ def join(
         found(kind, frame.loc[chosen, "id"])
         return frame[~chosen]
 
-    # The first to arrive of identical ones is kept, whatever the order of the rows.
+    # The first to arrive of identical ones is kept, whatever the order of the rows. What a clock that is ahead claims
+    # is compared as claimed: sent again it is the same label, though it would count as observed when it came again.
     frame = frame.sort_values(["id", "observed_at", "received_at", "value"], ignore_index=True)
-    frame = left_out("duplicate", frame.duplicated(["id", "value", "observed_at"]))
+    first = frame[~frame.duplicated(["id", "value", "claimed"])].drop_duplicates(["id", "value", "observed_at"])
+    frame = left_out("duplicate", ~frame.index.to_series().isin(first.index))
     frame = left_out("unknown_id", frame["place"] < 0)
     frame = left_out("no_time", frame["observed_at"].isna())
     frame = left_out("impossible_value", frame["value"].isna())

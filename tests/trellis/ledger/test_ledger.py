@@ -52,10 +52,11 @@ def naive(count: int, rows: list[dict[str, Any]], as_of: int, received_by: int =
     best: dict[str, tuple[int, int, float]] = {}
     first: dict[tuple[Any, ...], int] = {}
     for r in rows:
-        key = (r["id"], r["value"], seen(r))
+        key = (r["id"], r["value"], r["observed_at"])
         if r["received_at"] <= received_by:
             first[key] = min(first.get(key, 10**9), r["received_at"])
-    for (name, value, observed), received in first.items():
+    for (name, value, claimed), received in first.items():
+        observed = seen({"id": name, "observed_at": claimed, "received_at": received})
         known = name in {f"p{i}" for i in range(count)}
         if not known or value not in (0, 1) or observed > as_of or observed < int(name[1:]):
             continue
@@ -217,6 +218,14 @@ def test_a_clock_ahead_is_named_and_its_label_is_not_lost_for_a_year() -> None:
     assert found.known.tolist() == [True, False]
     assert found.observed_at[0] == BASE + 3 * HOUR
     assert [(f.kind, f.examples) for f in found.findings] == [("observed_after_received", ("p0",))]
+    # Sent again it is the same label, not a revision that would undo a later one; so it is when it claims another time.
+    again = [*late, {**late[0], "received_at": 7}, {**late[0], "observed_at": year + 1}]
+    found = join(made, labels(again), task="binary")
+    assert (found.revisions[0], found.observed_at[0]) == (1, BASE + 3 * HOUR)
+    assert [(f.kind, f.count) for f in found.findings] == [("duplicate", 2), ("observed_after_received", 1)]
+    revised = {"id": "p0", "value": 0, "observed_at": 5, "received_at": 5}
+    found = join(made, labels([*again, revised]), task="binary")
+    assert (found.value[0], found.revisions[0]) == (0, 2)
     # A simulation whose event time is ahead of the clock is not skew.
     simulated = {"id": np.array(["p0"]), "time": np.array([BASE + (year - 5) * HOUR])}
     found = join(simulated, labels(late), task="binary", as_of=BASE + 4 * HOUR)
