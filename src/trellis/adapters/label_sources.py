@@ -121,6 +121,12 @@ def _file(path: Path) -> Iterator[pd.DataFrame]:
                     yield batch.to_pandas()
         else:
             raise DataError(f"{path.name} is no CSV or Parquet file.", where=path, remedy="Use .csv or .parquet.")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The header is not UTF-8: its byte {error.start} is {error.object[error.start]:#04x}.",
+            where=path,
+            remedy="Save the file as UTF-8.",
+        ) from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"The labels cannot be read: {' '.join(str(error).split())[:200]}.", where=path, remedy="Mend the file."
@@ -128,8 +134,9 @@ def _file(path: Path) -> Iterator[pd.DataFrame]:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        return [name.strip().strip('"') for name in file.readline().rstrip("\r\n").split(",")]
+    with path.open("rb") as file:
+        line = file.readline().decode("utf-8-sig")
+    return [name.strip().strip('"') for name in line.rstrip("\r\n").split(",")]
 
 
 def _table(url: str, name: str) -> Iterator[pd.DataFrame]:

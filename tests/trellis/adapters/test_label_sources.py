@@ -68,6 +68,10 @@ def test_what_cannot_be_read_is_named(tmp_path) -> None:
         import_labels(tmp_path, "toy", tmp_path / "broken.parquet", LabelColumns())
     with pytest.raises(DataError, match="no CSV or Parquet"):
         import_labels(tmp_path, "toy", tmp_path / "labels.xls", LabelColumns())
+    for place, text in (("its byte 7 is 0xf6", "id,v,Größe\nb,1,2\n"), ("cannot be read", "id,v\nb,Größe\n")):
+        (tmp_path / "latin.csv").write_bytes(text.encode("latin-1"))
+        with pytest.raises(DataError, match=place):
+            import_labels(tmp_path, "toy", tmp_path / "latin.csv", LabelColumns("id", "v", None))
     with pytest.raises(DataError, match="The table 'none' cannot be read"):
         import_labels(tmp_path, "toy", f"sqlite:///{tmp_path / 'empty.db'}", LabelColumns(), table="none")
     assert len(read_labels(tmp_path, "toy")) == 0
