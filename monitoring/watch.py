@@ -92,9 +92,8 @@ def watch(
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
-    logged = read_predictions(home, model)
-    later = (logged["time"] >= until).to_numpy(dtype=bool)
-    found = labelled(spec, logged[~later], read_labels(home, model), until).due(spec, until)
+    rows, later = _logged(home, model, until)
+    found = labelled(spec, rows, read_labels(home, model), until).due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
     made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}
@@ -131,7 +130,7 @@ def watch(
         verdict=verdict,
     )
     judged, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
-    quality = quality_of(judged, before, subject, later=logged[later])
+    quality = quality_of(judged, before, subject, later=later)
     skew = _skew(judged, subject, store)
     evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
     write_atomically(evidence, dumps(decision))
@@ -160,6 +159,13 @@ def watch(
         written,
         alert,
     )
+
+
+def _logged(home: Path, model: str, until: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the predictions before a moment of event time, and the others: these belong to it if a clock is ahead."""
+    rows = read_predictions(home, model)
+    later = (rows["time"] >= until).to_numpy(dtype=bool)
+    return rows[~later], rows[later]
 
 
 def _skew(rows: pd.DataFrame, subject: Subject, store: OfflineFeatures | None) -> SkewReport | None:
