@@ -14,10 +14,12 @@ from trellis.alerts import SEVERITIES
 from trellis.drift import Diagnosis, Window
 
 logger = logging.getLogger(__name__)
+# The outcomes that this follows; the loop's alerts lie in the same directory and are closed by the loop.
+DIAGNOSED = frozenset({"DRIFT", "UPSTREAM_FAULT"})
 
 
 def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, decision: str) -> Path | None:
-    """Open, continue or close a model's alerts after a look; looking at a window again changes nothing.
+    """Open, continue or close a model's alerts of ``DIAGNOSED`` after a look; a window looked at again changes nothing.
 
     A fault's episode is its views; a drift's is the model's. A look without enough rows says nothing. During a fault a
     drift episode stays open: the look cannot tell.
@@ -87,7 +89,7 @@ def _open_alerts(directory: Path, model: str) -> Iterator[tuple[Path, dict[str, 
         except (OSError, ValueError):
             logger.warning("alert file %s cannot be read; left alone", path)
             continue
-        if alert.get("model") == model and alert.get("status") == "open":
+        if alert.get("model") == model and alert.get("status") == "open" and alert.get("outcome") in DIAGNOSED:
             yield path, alert
 
 

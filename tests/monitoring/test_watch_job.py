@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from monitoring.metrics import read_families
 from monitoring.watch import watch
+from trellis.adapters.alert_files import raise_alert
 from trellis.decision import Decision, dumps
 from trellis.drift import DriftInputs, decide, reference_outcomes
 from trellis.drift.outcomes import compare_outcomes
@@ -81,6 +82,21 @@ def test_a_unit_change_is_a_fault_named_and_dated_and_the_alert_follows_it(serve
     over = watch(served.subject, served.home, mended, **QUIET)
     assert over.decision.verdict.outcome != "UPSTREAM_FAULT", over.decision.verdict.reason
     assert json.loads(result.alert.read_text())["status"] == "closed"
+
+
+@pytest.mark.parametrize("outcome", ["BREAKER_OPEN", "RETRAINING_FAILED", "RETRAINING_REGRESSED"])
+def test_a_look_closes_no_alert_but_its_own(served, outcome) -> None:
+    """The loop's alerts lie in the same directory; a healthy week says nothing about its circuit breaker."""
+    broken = served.serve(14, celsius)
+    fault = watch(served.subject, served.home, broken, **QUIET).alert
+    loops = raise_alert(
+        served.home / "alerts", model="ferry_delay", outcome=outcome, key="1", severity="critical", reason="why",
+        action="reset", at=broken.isoformat(),
+    )  # fmt: skip
+    before = loops.read_bytes()
+    assert watch(served.subject, served.home, served.serve(14), **QUIET).decision.verdict.outcome != "UPSTREAM_FAULT"
+    assert json.loads(fault.read_text())["status"] == "closed"
+    assert loops.read_bytes() == before
 
 
 def test_a_season_is_drift_and_no_fault(served) -> None:
