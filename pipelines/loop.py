@@ -23,7 +23,7 @@ from pipelines.steps import flow, step
 from pipelines.stores import decisions, loops, plans, registry
 from pipelines.training import Outcome, Recipe
 from pipelines.verify import verify_inputs
-from trellis.adapters.alert_files import close_alerts, raise_alert
+from trellis.adapters.loop_alerts import keep_loop_alerts
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of
 from trellis.errors import DataError, RegistryError
@@ -175,35 +175,17 @@ def turn_loop(
     mirror(model)
     found = look(model, now, report)
     work = Work(model, found, Retraining(model, recipe, since, tables))
-    before = loops().current(model)
     state = turn(loops(), work, plugin_named(model).spec.retrain, model, now)
-    announce(before, state)
+    announce(state)
     return Turn(found, work.decision, state, _outcome(state, work.decision))
 
 
-def announce(before: Loop, state: Loop) -> None:
-    """Open an alert where a retraining failed, regressed or opened the circuit breaker; close it when that is over."""
-    cycle, directory = state.cycle, settings().directory("alerts")
-    if cycle is None or state.number == before.number:
-        return
-    model, opened = state.model, None
-    if state.broken_since:
-        reason = f"{state.failures} retrainings in a row led to no better version; the last: {cycle.why}"
-        opened = raise_alert(
-            directory, model=model, outcome="BREAKER_OPEN", key=state.broken_since, severity="critical", reason=reason,
-            action="find the cause, then: trellis loop reset", at=state.moved_at, decision=cycle.decision,
-        )  # fmt: skip
-    close_alerts(directory, model=model, outcomes={"BREAKER_OPEN"}, at=state.moved_at, but=opened)
-    if state.stage == "watching" and cycle.outcome in ("failed", "regressed"):
-        opened = raise_alert(
-            directory, model=model, outcome=f"RETRAINING_{cycle.outcome.upper()}", key=cycle.id, severity="warning",
-            reason=f"{cycle.id}: {cycle.why}", action="see trellis loop explain", at=state.moved_at,
-            decision=cycle.decision,
-        )  # fmt: skip
-    elif state.open is not None or cycle.outcome == "promoted":
-        outcomes = {"RETRAINING_FAILED", "RETRAINING_REGRESSED"}
-        close_alerts(directory, model=model, outcomes=outcomes, at=state.moved_at)
-    if opened is not None:
+def announce(state: Loop) -> None:
+    """See to it that the loop's alerts are those of its state, after every turn: one that was killed is made up for.
+
+    Where that changed one, the channels are told. Should that be lost, by a kill, the next look tells them.
+    """
+    if keep_loop_alerts(settings().directory("alerts"), state):
         # The channels are monitoring's; what they do not take now stays in their outbox.
         subprocess.run([sys.executable, "-m", "monitoring", "alerts", "deliver"], capture_output=True, check=False)
 

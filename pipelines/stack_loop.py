@@ -61,9 +61,8 @@ def watch_model(model: str, now: str = "", report: bool = True) -> Watched:
     mirror(model)
     found = look(model, at, report)
     work = Work(model, found, Retraining(model))
-    before = loops().current(model)
     state = begin(loops(), work, plugin_named(model).spec.retrain, model, at)
-    announce(before, state)
+    announce(state)
     verdict = found.decision.verdict
     say(f"{LOOKED}.{verdict.outcome.lower()}", model, found.decision.id, {"action": found.action, "at": at})
     event = ""
@@ -88,9 +87,8 @@ def retrain_model(
     """
     decisions().get(decision)  # an id that nobody took is refused by name
     work = Work(model, None, Retraining(model, recipe, since, tables))
-    before = loops().current(model)
     state = go_on(loops(), work, plugin_named(model).spec.retrain, model, now, decision)
-    announce(before, state)
+    announce(state)
     return state
 
 

@@ -275,6 +275,44 @@ def test_the_policys_method_decides_what_is_trained_on_and_from_what(trained: Pa
     assert plugin.load(Path(made.path)).high == pytest.approx(high, rel=1e-9)
 
 
+def test_a_breaker_whose_turn_was_killed_is_told_by_the_next_turn_and_closed_by_a_reset(trained: Path):
+    """The kill comes between the commit and the alert: no transition follows that could make up for it."""
+    from dataclasses import replace
+
+    from typer.testing import CliRunner
+
+    from pipelines.loop import turn_loop
+    from pipelines.stores import loops
+    from trellis.adapters.alert_files import read_alerts
+    from trellis.adapters.alert_outbox import AlertOutbox
+    from trellis.cli import app
+    from trellis.loop import Cycle
+    from trellis.settings import settings
+
+    def states() -> dict[str, str]:
+        return {a.outcome: a.status for a in read_alerts(trained / "alerts") if a.outcome not in ("DRIFT",)}
+
+    def told() -> dict[str, str]:
+        ids = {a.id: a.outcome for a in read_alerts(trained / "alerts")}
+        return {ids[d.alert]: d.told for d in AlertOutbox(settings().database_url).deliveries()}
+
+    before = loops().current(MODEL)
+    cycle = Cycle(f"{MODEL}-cycle-9", "retrain-9", "drift", text(57), "1", outcome="failed", why="the disk is full")
+    broken = replace(before, stage="watching", cycle=cycle, failures=3, broken_since=text(57), number=before.number + 1)
+    loops().commit(before, broken, who="platform", why="the disk is full")
+    assert "BREAKER_OPEN" not in states()
+    found = turn_loop(MODEL, text(57.5), report=False)
+    assert found.loop == broken  # nothing moved in this turn
+    assert (states()["BREAKER_OPEN"], states()["RETRAINING_FAILED"]) == ("open", "open")
+    assert (told()["BREAKER_OPEN"], told()["RETRAINING_FAILED"]) == ("open critical", "open warning")
+    done = CliRunner().invoke(app, ["loop", "reset", MODEL, "--why", "a larger disk"])
+    assert done.exit_code == 0, done.output
+    assert (states()["BREAKER_OPEN"], states()["RETRAINING_FAILED"]) == ("closed", "closed")
+    turn_loop(MODEL, text(57.6), report=False)
+    assert (told()["BREAKER_OPEN"], told()["RETRAINING_FAILED"]) == ("closed", "closed")
+    assert states()["BREAKER_OPEN"] == "closed"
+
+
 def test_a_watch_job_that_fails_is_named(trained: Path, monkeypatch: pytest.MonkeyPatch):
     from pipelines.loop import look
     from trellis.errors import DataError

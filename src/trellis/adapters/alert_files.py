@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,35 @@ def raise_alert(
     Raises:
         StorageError: The disk refused.
     """
-    name = f"{model}-{outcome.lower()}-{hashlib.sha256(f'{model}|{outcome}|{key}'.encode()).hexdigest()[:12]}"
-    path = directory / f"{name}.json"
+    path = alert_path(directory, model, outcome, key)
     if path.exists():
         return path
     body = {
-        "id": name, "model": model, "outcome": outcome, "kind": outcome.lower(), "severity": severity, "status": "open",
-        "reason": reason, "action": action, "since": at, "opened_at": at, "decision": decision, "views": [],
-        "columns": [], "last_window": at, "looks": 1,
+        "id": path.stem, "model": model, "outcome": outcome, "kind": outcome.lower(), "severity": severity,
+        "status": "open", "reason": reason, "action": action, "since": at, "opened_at": at, "decision": decision,
+        "views": [], "columns": [], "last_window": at, "looks": 1,
     }  # fmt: skip
     write_atomically(path, json.dumps(body, indent=2, sort_keys=True) + "\n")
     return path
 
 
-def close_alerts(directory: Path, *, model: str, outcomes: set[str], at: str, but: Path | None = None) -> None:
-    """Close the open episodes of some outcomes, all ``but`` one.
+def alert_path(directory: Path, model: str, outcome: str, key: str) -> Path:
+    """Return the file of an episode, whether it is there or not."""
+    digest = hashlib.sha256(f"{model}|{outcome}|{key}".encode()).hexdigest()[:12]
+    return directory / f"{model}-{outcome.lower()}-{digest}.json"
+
+
+def close_alerts(
+    directory: Path, *, model: str, outcomes: Collection[str], at: str, but: Collection[Path] = ()
+) -> list[Path]:
+    """Close the open episodes of some outcomes, all ``but`` some; return those that were closed.
 
     Raises:
         StorageError: The disk refused.
     """
+    closed = []
     for path in sorted(directory.glob(f"{model}-*.json")):
-        if path == but:
+        if path in but:
             continue
         try:
             body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -75,6 +84,8 @@ def close_alerts(directory: Path, *, model: str, outcomes: set[str], at: str, bu
             write_atomically(
                 path, json.dumps({**body, "status": "closed", "closed_at": at}, indent=2, sort_keys=True) + "\n"
             )
+            closed.append(path)
+    return closed
 
 
 def _alert(body: dict[str, Any]) -> Alert:

@@ -114,7 +114,8 @@ def reset(model: Model, why: Why, who: Who = "operator", as_json: AsJson = False
     """Close the circuit breaker after its cause is mended."""
     from trellis import loop
 
-    _move(model, who, as_json, lambda state: loop.reset(state, why))
+    told = "Its alert is closed; the channels hear of it with the next look, or now: trellis alerts deliver"
+    _move(model, who, as_json, lambda state: loop.reset(state, why), told)
 
 
 @app.command("cancel")
@@ -126,10 +127,14 @@ def cancel(model: Model, why: Why, who: Who = "operator", as_json: AsJson = Fals
 
 
 def _move(model: str, who: str, as_json: bool, change: Any, hint: str = "") -> None:
+    from trellis.adapters.loop_alerts import keep_loop_alerts
+
     store = _store()
     before = store.current(model)
     move = change(before)
     store.commit(before, move.state, who=who, why=move.why)
+    # What is not closed here, by a kill or because this home is another, the next turn closes.
+    keep_loop_alerts(settings().directory("alerts"), move.state, datetime.now(UTC).isoformat(timespec="seconds"))
     if as_json:
         typer.echo(json.dumps(json.loads(dumps(move.state)), indent=2))
         return
