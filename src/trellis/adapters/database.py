@@ -136,9 +136,11 @@ def copy_tables(source: Engine, target: Engine) -> None:
 
 def _make(of: Engine, tables: sa.MetaData, what: str) -> None:
     if of.dialect.name == "sqlite" and of.url.database and of.url.database != ":memory:":
-        # Connections never make the file: one that opens while it is away would leave an empty one in its place.
+        # Connections never make the file: one that opens while it is away would leave an empty one in its place. One
+        # that is there is not touched: closing a descriptor of it would drop the locks that our connections hold.
         try:
-            os.close(os.open(of.url.database, os.O_RDWR | os.O_CREAT, 0o644))
+            if not os.path.exists(of.url.database):
+                os.close(os.open(of.url.database, os.O_RDWR | os.O_CREAT, 0o644))
         except OSError as error:
             raise StorageError(
                 f"The {what} cannot be opened: {error.strerror}.",

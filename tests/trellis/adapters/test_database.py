@@ -1,6 +1,8 @@
 """The database that goes away, comes back, or is another one by now; and errors that say so without a password."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import sqlalchemy as sa
@@ -53,6 +55,26 @@ def test_a_file_that_is_taken_away_is_missed_and_not_made_anew_and_works_again_w
     away.rename(path)
     assert store.current("toy").revision == 1
     assert save(store, 1).revision == 2
+    store.close()
+
+
+def test_opening_a_second_store_keeps_the_locks_of_the_first(tmp_path):
+    """POSIX drops all locks of a process on a file when it closes any descriptor of it (SQLite, "How To Corrupt", 2.2).
+
+    Without them another process that ends takes itself for the last and deletes the write-ahead log under this one.
+    """
+    url = f"sqlite:///{tmp_path}/trellis.db"
+    store = PlanStore(url)
+    save(store)
+    RolloutStore(url)
+    code = (
+        "import sys; from trellis.adapters.plan_store import PlanStore; store = PlanStore(sys.argv[1])\n"
+        "plan = store.current('toy'); store.save(plan, expected_revision=plan.revision, who='anna', why='try')\n"
+        "store.close()\n"
+    )
+    for revision in (2, 3):
+        subprocess.run([sys.executable, "-c", code, url], check=True, timeout=60)
+        assert store.current("toy").revision == revision
     store.close()
 
 
