@@ -154,7 +154,7 @@ def _label_states(
 ) -> tuple[LabelState, ...]:
     now = np.datetime64(shown[-1].end.removesuffix("Z"), "us")
     told = known.known.known
-    overdue = ~told & (known.times + np.timedelta64(int(delay_hours * 3600), "s") < now)
+    due = known.times + np.timedelta64(int(delay_hours * 3600), "s") < now
     result = []
     for number, window in enumerate(shown):
         rows = place == number
@@ -164,7 +164,8 @@ def _label_states(
                 window.end,
                 int(rows.sum()),
                 int((rows & told).sum()),
-                int((rows & overdue).sum()),
+                int((rows & due & ~told).sum()),
+                int((rows & due).sum()),
             )
         )
     return tuple(result)

@@ -31,6 +31,8 @@ def publish(
     standing: Standing,
     quality: Sequence[QualityFinding] = (),
     skew: SkewReport | None = None,
+    *,
+    allowed: float,
 ) -> None:
     """Write a model's metrics into the text file; other models' stay.
 
@@ -41,6 +43,7 @@ def publish(
         standing: What is known of performance; the newest window of every version and stage is published.
         quality: What was wrong with the window's rows.
         skew: Its features beside their recomputation.
+        allowed: Increase of the mean loss that the model's policy does not call harm yet.
     """
     model, version = look.model, look.version
     registry = CollectorRegistry()
@@ -74,6 +77,10 @@ def publish(
     if found.harm is not None:
         harm = gauge("trellis_model_loss_increase", "Mean loss minus the one expected from training.", "version")
         harm.labels(model, version).set(found.harm.increase)
+        low = gauge("trellis_model_loss_increase_low", "Lower end of its 95 % interval.", "version")
+        low.labels(model, version).set(found.harm.low)
+        most = gauge("trellis_model_loss_increase_allowed", "The increase that the policy allows.", "version")
+        most.labels(model, version).set(allowed)
     _performance(own, model, standing.series.points)
     _stages(own, model, version, standing)
     _rows(own, model, quality, skew)
@@ -89,9 +96,6 @@ def publish(
 def _performance(registry: CollectorRegistry, model: str, series: Sequence[Point]) -> None:
     labels = ["model", "version"]
     loss = Gauge("trellis_model_loss", "Mean loss of the newest labelled window.", labels, registry=registry)
-    coverage = Gauge(
-        "trellis_label_coverage", "Share of predictions with a label, same window.", labels, registry=registry
-    )
     value = Gauge(
         "trellis_model_metric", "Metric of the newest labelled window.", [*labels, "metric"], registry=registry
     )
@@ -99,7 +103,6 @@ def _performance(registry: CollectorRegistry, model: str, series: Sequence[Point
         if point.loss is None:
             continue
         loss.labels(model, point.version).set(point.loss)
-        coverage.labels(model, point.version).set(point.labels / point.predictions)
         for name, number in point.metrics.items():
             value.labels(model, point.version, name).set(number)
 
@@ -135,9 +138,6 @@ def _stages(registry: CollectorRegistry, model: str, version: str, standing: Sta
     for track in known.tracks:
         scored.labels(model, track.version).set(track.scored)
         held.labels(model, track.version).set(track.held)
-    gauge("trellis_labels_overdue", "Predictions past the declared delay without a label.").labels(model).set(
-        standing.overdue
-    )
     if standing.harm is not None:
         harm = gauge("trellis_performance_harm", "Change of the mean loss against the reference.", "version", "stage")
         low = gauge("trellis_performance_harm_low", "Lower end of its 95 % interval.", "version", "stage")

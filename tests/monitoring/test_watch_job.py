@@ -122,6 +122,12 @@ def test_worse_answers_without_a_shift_are_concept_drift(served) -> None:
     assert (result.decision.verdict.outcome, result.diagnosis.kind) == ("DRIFT", "concept")
     assert result.diagnosis.harm.real
     assert result.diagnosis.harm.increase > 0.1
+    low = samples(served.home, "trellis_model_loss_increase_low")
+    assert low == {("1",): result.diagnosis.harm.low}
+    assert low[("1",)] < samples(served.home, "trellis_model_loss_increase")[("1",)]
+    assert samples(served.home, "trellis_model_loss_increase_allowed") == {
+        ("1",): served.subject.spec.drift.max_loss_increase
+    }
 
 
 def test_truths_that_are_known_sooner_than_others_are_no_drift(served) -> None:
@@ -183,6 +189,24 @@ def test_performance_is_estimated_before_labels_come_and_published_with_its_inte
     harm = result.performance.harm
     assert (harm.stage, harm.labels) == ("estimated", 0)
     assert harm.low < 0 < harm.high
+
+
+def test_labels_that_are_not_due_are_not_missing_and_lost_ones_are_not_told_for_ever(served) -> None:
+    watch(served.subject, served.home, served.serve(7), **QUIET)
+    # Nobody can have the last two hours' labels; of the others none is missing.
+    assert samples(served.home, "trellis_label_coverage") == {(): 1.0}
+    assert samples(served.home, "trellis_labels_due") == {(): 700.0 - 8}
+    watch(served.subject, served.home, served.serve(7, labels=0), **QUIET)
+    assert samples(served.home, "trellis_label_coverage") == {(): 0.0}
+    watch(served.subject, served.home, served.serve(7), **QUIET)  # the feed is mended; last week's stay lost
+    assert samples(served.home, "trellis_label_coverage") == {(): 1.0}
+    assert samples(served.home, "trellis_labels_overdue") == {(): 0.0}
+
+
+def test_a_window_in_which_hardly_a_label_is_due_leaves_the_word_to_the_one_before(served) -> None:
+    # Windows of 33 rows, of which the newest has 8 in the two hours of the declared delay.
+    watch(served.subject, served.home, served.serve(2), window_days=0.33, windows=2, **QUIET)
+    assert samples(served.home, "trellis_labels_due")[()] in (33.0, 34.0)
 
 
 @pytest.mark.parametrize(

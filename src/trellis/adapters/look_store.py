@@ -72,7 +72,8 @@ class Figure:
 class LabelState:
     """The labels of one window's predictions: those known, those not due yet, and those overdue.
 
-    A label is overdue when the model's declared delay has passed without it. One that came before is not due yet.
+    A label is overdue when the model's declared delay has passed without it, and one that came before is not due yet;
+    ``due`` counts predictions for which it has passed, with a label or without.
     """
 
     start: str
@@ -80,6 +81,7 @@ class LabelState:
     predictions: int
     labelled: int
     overdue: int
+    due: int = 0
 
 
 @dataclass(frozen=True)
