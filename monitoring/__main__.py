@@ -222,14 +222,14 @@ def _after_the_last(model: str) -> datetime:
 def _serve(chosen: argparse.Namespace) -> int:
     from prometheus_client import CollectorRegistry, start_http_server
 
-    from monitoring.metrics import TextFile
+    from monitoring.metrics import LookMetrics
     from monitoring.receiver import with_alerts
     from monitoring.state_metrics import FeatureMarks, FlowRuns, StoreState
 
     home = Path(settings().home).resolve()
     registry = CollectorRegistry()
     for collector in (
-        TextFile(home / "metrics" / "watch.prom"),
+        LookMetrics(home / "metrics"),
         StoreState(settings().database_url),
         FlowRuns(home / "flows" / "runs.jsonl"),
         FeatureMarks(home / "feast" / "watermarks.json"),

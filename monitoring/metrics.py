@@ -1,9 +1,10 @@
-"""What the last look found, as Prometheus metrics: a text file (node exporter's textfile format) and an exporter."""
+"""What the last look found, as Prometheus metrics: a text file per model (node exporter's format) and an exporter."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from datetime import datetime
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from trellis.quality import QualityFinding, SkewReport
 
 # More would make a metric of every customer.
 _MOST_SEGMENTS = 40
+# A model's name has no hyphen, so none can take another's file.
+_FILE = "look-{}.prom"
 OUTCOMES = ("STABLE", "DRIFT", "UPSTREAM_FAULT", "INSUFFICIENT")
 
 
 def publish(
-    path: Path,
+    directory: Path,
     look: Look,
     found: Diagnosis,
     standing: Standing,
@@ -34,22 +37,20 @@ def publish(
     *,
     allowed: float,
 ) -> None:
-    """Write a model's metrics into the text file; other models' stay.
+    """Write a model's metrics into its text file, so that looks at two models at once cannot lose either's.
 
     Args:
-        path: The file, replaced as a whole.
+        directory: Where the files are; the model's is replaced as a whole.
         look: What the look found.
         found: The diagnosis of the window judged.
         standing: What is known of performance; the newest window of every version and stage is published.
         quality: What was wrong with the window's rows.
-        skew: Its features beside their recomputation.
+        skew: Its features beside their recomputation; what was said of them last stays where nothing was recomputed.
         allowed: Increase of the mean loss that the model's policy does not call harm yet.
     """
     model, version = look.model, look.version
-    registry = CollectorRegistry()
-    for family in _kept(path, model):
-        registry.register(_Fixed(family))
-
+    _split(directory)
+    path = directory / _FILE.format(model)
     own = CollectorRegistry()
 
     def gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -83,14 +84,19 @@ def publish(
         most.labels(model, version).set(allowed)
     _performance(own, model, standing.series.points)
     _stages(own, model, version, standing)
-    _rows(own, model, quality, skew)
+    _rows(own, model, quality)
+    if skew is not None and skew.rows:
+        _skew(own, model, skew)
+    else:
+        for family in _read(path):
+            if family.name.startswith("trellis_skew_"):
+                own.register(_Fixed(family))
     wrong = gauge("trellis_label_findings", "Labels left out of the ledger, by reason.", "kind")
     for finding in standing.findings:
         wrong.labels(model, finding.kind).set(finding.count)
     add_look(own, look)
 
-    families = [*registry.collect(), *own.collect()]
-    write_atomically(path, _render(families))
+    write_atomically(path, generate_latest(own).decode())
 
 
 def _performance(registry: CollectorRegistry, model: str, series: Sequence[Point]) -> None:
@@ -145,12 +151,13 @@ def _stages(registry: CollectorRegistry, model: str, version: str, standing: Sta
         low.labels(model, version, standing.harm.stage).set(standing.harm.low)
 
 
-def _rows(registry: CollectorRegistry, model: str, quality: Sequence[QualityFinding], skew: SkewReport | None) -> None:
+def _rows(registry: CollectorRegistry, model: str, quality: Sequence[QualityFinding]) -> None:
     wrong = Gauge("trellis_data_quality", "Share of rows with a fault.", ["model", "kind", "column"], registry=registry)
     for item in quality:
         wrong.labels(model, item.kind, item.column).set(item.share)
-    if skew is None or not skew.rows:
-        return
+
+
+def _skew(registry: CollectorRegistry, model: str, skew: SkewReport) -> None:
     for name, text, value in (
         ("trellis_skew_rate", "Share of rows with a feature other than its recomputation.", skew.rate),
         ("trellis_skew_slo", "Largest acceptable share.", skew.slo),
@@ -162,23 +169,38 @@ def _rows(registry: CollectorRegistry, model: str, quality: Sequence[QualityFind
         cause.labels(model, found.cause, found.view).set(found.rows)
 
 
-def read_families(path: Path) -> list[Metric]:
-    """Read the text file; nothing where it is not there or is damaged (the next look writes it anew)."""
+def read_families(directory: Path) -> list[Metric]:
+    """Read what the last looks wrote, of every model; families of one name are together, as the format demands."""
+    together: dict[str, Metric] = {}
+    for path in sorted(directory.glob(_FILE.format("*"))):
+        for family in _read(path):
+            kept = together.setdefault(family.name, family)
+            if kept is not family:
+                kept.samples += family.samples
+    return list(together.values())
+
+
+def _read(path: Path) -> list[Metric]:
+    """Read a file; nothing where it is not there or is damaged (the next look writes it anew)."""
     try:
-        return list(text_string_to_metric_families(path.read_text(encoding="utf-8")))
+        return [f for f in text_string_to_metric_families(path.read_text(encoding="utf-8")) if f.samples]
     except (OSError, ValueError):
         return []
 
 
-class TextFile:
-    """A collector that reads the text file at every scrape."""
+class LookMetrics:
+    """A collector that reads the text files at every scrape.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        directory: Where they are.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the last look wrote."""
-        yield from read_families(self._path)
+        """Yield what the last looks wrote."""
+        yield from read_families(self._directory)
 
 
 class _Fixed:
@@ -189,26 +211,23 @@ class _Fixed:
         yield self._family
 
 
-def _kept(path: Path, model: str) -> Iterator[Metric]:
-    for family in read_families(path):
-        family.samples = [s for s in family.samples if s.labels.get("model") != model]
-        if family.samples:
-            yield family
-
-
-def _render(families: Sequence[Metric]) -> str:
-    """Render families, those of one name together, as the format demands."""
-    together: dict[str, Metric] = {}
-    for family in families:
-        if family.name in together:
-            together[family.name].samples += family.samples
-        else:
-            together[family.name] = family
-    registry = CollectorRegistry()
-    for family in together.values():
-        if family.samples:
-            registry.register(_Fixed(family))
-    return generate_latest(registry).decode()
+def _split(directory: Path) -> None:
+    """Give every model of the one file that looks shared before its own, and take that file away."""
+    shared = directory / "watch.prom"
+    if not shared.exists():
+        return
+    families = _read(shared)
+    for model in sorted({s.labels["model"] for f in families for s in f.samples if "model" in s.labels}):
+        own = CollectorRegistry()
+        for family in families:
+            part = copy(family)
+            part.samples = [s for s in family.samples if s.labels.get("model") == model]
+            if part.samples:
+                own.register(_Fixed(part))
+        path = directory / _FILE.format(model)
+        if not path.exists():
+            write_atomically(path, generate_latest(own).decode())
+    shared.unlink(missing_ok=True)
 
 
 def _seconds(text: str) -> float:

@@ -137,9 +137,8 @@ def watch(
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
     write_atomically(LookStore(home).path(look), dumps(look))
     alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    publish(
-        home / "metrics" / "watch.prom", look, diagnosis, standing, quality, skew, allowed=spec.drift.max_loss_increase
-    )
+    allowed = spec.drift.max_loss_increase
+    publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None
     if report and shown[-1].rows:
         from monitoring.report import write_report

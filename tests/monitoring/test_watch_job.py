@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 from sklearn.metrics import roc_auc_score
 
-from monitoring.metrics import read_families
+from monitoring.metrics import LookMetrics, publish, read_families
 from monitoring.watch import watch
 from trellis.adapters.alert_files import raise_alert
+from trellis.adapters.look_store import LookStore
 from trellis.decision import Decision, dumps
 from trellis.drift import DriftInputs, decide, reference_outcomes
 from trellis.drift.outcomes import compare_outcomes
@@ -23,6 +27,7 @@ from trellis.errors import DataError
 
 # Nothing here needs the report; its own test writes one.
 QUIET = {"report": False}
+ROWS = "trellis_watch_rows"
 
 
 def celsius(rows):
@@ -32,7 +37,7 @@ def celsius(rows):
 def samples(home, name: str) -> dict[tuple[str, ...], float]:
     return {
         tuple(v for k, v in sorted(s.labels.items()) if k != "model"): s.value
-        for f in read_families(home / "metrics" / "watch.prom")
+        for f in read_families(home / "metrics")
         for s in f.samples
         if s.name == name
     }
@@ -255,21 +260,48 @@ def test_wrong_labels_are_counted_not_used(served) -> None:
     assert samples(served.home, "trellis_label_findings") == {("unknown_id",): 1.0, ("impossible_value",): 2.0}
 
 
-def test_metrics_of_other_models_stay_and_the_file_is_well_formed(served) -> None:
-    path = served.home / "metrics" / "watch.prom"
-    path.parent.mkdir(parents=True)
-    path.write_text(
-        '# HELP trellis_watch_rows x\n# TYPE trellis_watch_rows gauge\ntrellis_watch_rows{model="other"} 9\n'
-    )
+def test_metrics_of_other_models_stay_and_what_is_told_is_well_formed(served) -> None:
+    """Before, looks shared one file; what it held of others is taken over, once, and never over something newer."""
+    old = served.home / "metrics" / "watch.prom"
+    old.parent.mkdir(parents=True)
+    head = "# HELP trellis_watch_rows x\n# TYPE trellis_watch_rows gauge\n"
+    rows = [f'trellis_watch_rows{{model="{model}"}} 9\n' for model in ("other", "newer", "ferry_delay")]
+    old.write_text(head + "".join(rows))
+    (old.parent / "look-newer.prom").write_text(head + 'trellis_watch_rows{model="newer"} 10\n')
     until = served.serve(7)
     for _ in range(2):
         watch(served.subject, served.home, until, **QUIET)
-    families = list(text_string_to_metric_families(path.read_text()))
+    assert not old.exists()
+    registry = CollectorRegistry()
+    registry.register(LookMetrics(old.parent))
+    families = list(text_string_to_metric_families(generate_latest(registry).decode()))
     names = [f.name for f in families]
     assert len(names) == len(set(names))
     rows = {s.labels["model"]: s.value for f in families if f.name == "trellis_watch_rows" for s in f.samples}
-    assert rows == {"other": 9.0, "ferry_delay": 700.0}
+    assert rows == {"other": 9.0, "newer": 10.0, "ferry_delay": 700.0}
     assert not any(math.isnan(s.value) for f in families for s in f.samples)
+
+
+def test_two_looks_at_once_lose_neither_models_metrics(served) -> None:
+    """In a stack the monitor and the worker look at the same time, in processes of their own, in one home."""
+    result = watch(served.subject, served.home, served.serve(7), **QUIET)
+    (look,), path = LookStore(served.home).latest(served.subject.spec.name)[-1:], served.home / "metrics"
+
+    def publish_often(model: str) -> int:
+        for rows in range(40):
+            publish(path, replace(look, model=model, rows=rows), result.diagnosis, result.performance, allowed=0.02)
+            told = {s.labels["model"]: s.value for f in read_families(path) for s in f.samples if s.name == ROWS}
+            if told.get(model) != rows:
+                return 1
+        return 0
+
+    context = multiprocessing.get_context("fork")
+    players = [context.Process(target=lambda m=model: os._exit(publish_often(m))) for model in ("one", "two", "three")]
+    for player in players:
+        player.start()
+    for player in players:
+        player.join(60)
+    assert [player.exitcode for player in players] == [0, 0, 0]
 
 
 def test_windows_that_make_no_sense_are_refused(served) -> None:

@@ -16,7 +16,7 @@ QUIET = {"report": False}
 def samples(home, name: str) -> dict[tuple[str, ...], float]:
     return {
         tuple(v for k, v in sorted(s.labels.items()) if k != "model"): s.value
-        for f in read_families(home / "metrics" / "watch.prom")
+        for f in read_families(home / "metrics")
         for s in f.samples
         if s.name == name
     }
@@ -62,6 +62,20 @@ def test_skew_is_named_published_and_shown(served, capsys) -> None:
     assert "first temp of 0-0 at 2013-07-02T00:00:00Z" in skew_text(report)
     Console(width=100).print(skew_table(report, "ferry_delay"))
     assert "1.8 x the offline value" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+
+
+def test_a_look_without_a_replay_says_nothing_new_of_skew_and_forgets_nothing(served) -> None:
+    until = served.serve(7)
+    other = Offline(served.drawn(0, 7), lambda r: {**r, "temp": (r["temp"] - 32) / 1.8})
+    watch(served.subject, served.home, until, store=other, **QUIET)
+    names = ("trellis_skew_rate", "trellis_skew_slo", "trellis_skew_rows", "trellis_skew_finding")
+    before = {name: samples(served.home, name) for name in names}
+    watch(served.subject, served.home, served.serve(7), **QUIET)
+    assert all(before.values())
+    assert {name: samples(served.home, name) for name in names} == before
+    watch(served.subject, served.home, served.serve(7), store=Offline(served.drawn(14, 7)), **QUIET)
+    assert samples(served.home, "trellis_skew_rate") == {(): 0.0}
+    assert samples(served.home, "trellis_skew_finding") == {}
 
 
 def test_a_store_without_the_tables_loses_the_replay_and_not_the_look(served, caplog) -> None:
