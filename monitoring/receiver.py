@@ -46,7 +46,10 @@ def lines(body: Any) -> Iterator[tuple[int, str]]:
         about = " ".join(f"{name}={labels[name]}" for name in ("severity", "model") if name in labels)
         told = notes.get("summary") or notes.get("description") or ""
         words = [f"alert {alert['status']}:", labels["alertname"], about and f"({about})", told]
-        words += ["--", notes["action"]] if firing and notes.get("action") else []
+        if firing:
+            words += ["--", notes["action"]] if notes.get("action") else []
+            where = "; ".join(notes[name] for name in ("explained_by", "runbook") if notes.get(name))
+            words += [f"({where})"] if where else []
         yield level, " ".join(" ".join(word for word in words if word).split())
 
 

@@ -28,6 +28,7 @@ class Objective:
         bad, total: Counters by ``model``, as selectors.
         objective: Share of good requests promised over 30 days.
         action: What to do.
+        explained_by: The command that explains it, with Prometheus's own placeholders.
         pages: Whether a fast burn gets somebody up; otherwise it is a ticket.
         by: A label by which the bad ones may be counted several times; the worst of its values counts.
         good: Counter of what is to be taken off ``bad``, for those that are only counted with the good ones.
@@ -40,6 +41,7 @@ class Objective:
     total: str
     objective: float
     action: str
+    explained_by: str
     pages: bool = True
     good: str = ""
     by: str = ""
@@ -77,6 +79,7 @@ OBJECTIVES = (
         "trellis_requests_total",
         0.999,
         "Look at trellis_variant_errors_total by version and roll the canary back if it is the one.",
+        "trellis rollout show {{ $labels.model }}",
     ),
     Objective(
         "requests_slow",
@@ -86,6 +89,7 @@ OBJECTIVES = (
         "trellis_request_seconds_count",
         0.95,
         "Compare trellis_score_seconds with trellis_request_seconds to see whether the model or a store is slow.",
+        "trellis rollout show {{ $labels.model }}",
         good='trellis_request_seconds_bucket{le="0.1"}',
     ),
     Objective(
@@ -96,6 +100,7 @@ OBJECTIVES = (
         "trellis_predictions_total",
         0.99,
         "Look whether the view is materialised and its source delivers: the board Features and freshness.",
+        "trellis watch {{ $labels.model }}",
         pages=False,
         by="view",
     ),
@@ -159,5 +164,7 @@ def _alert(objective: Objective, burn: Burn) -> dict[str, object]:
             f"{objective.about}, {burn.factor:g} times what "
             f"{100 * objective.objective:g} % over {PERIOD_DAYS} days allows",
             "action": objective.action,
+            "explained_by": objective.explained_by,
+            "runbook": f"docs/runbooks.md#{objective.alert.lower()}",
         },
     }

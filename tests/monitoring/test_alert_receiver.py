@@ -17,7 +17,12 @@ BODY = {
         {
             "status": "firing",
             "labels": {"alertname": "TrellisDrift", "model": "flight_delay", "severity": "page"},
-            "annotations": {"summary": "moved\nby 0.3", "action": "Look at the report."},
+            "annotations": {
+                "summary": "moved\nby 0.3",
+                "action": "Look at the report.",
+                "explained_by": "trellis decisions --kind drift",
+                "runbook": "docs/runbooks.md#drift",
+            },
         },
         {"status": "resolved", "labels": {"alertname": "TrellisProcessDown", "severity": "ticket"}, "annotations": {}},
     ],
@@ -52,7 +57,8 @@ def test_each_alert_is_one_line_of_the_log(port: int, caplog):
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (
             logging.ERROR,
-            "alert firing: TrellisDrift (severity=page model=flight_delay) moved by 0.3 -- Look at the report.",
+            "alert firing: TrellisDrift (severity=page model=flight_delay) moved by 0.3 -- Look at the report. "
+            "(trellis decisions --kind drift; docs/runbooks.md#drift)",
         ),
         (logging.INFO, "alert resolved: TrellisProcessDown (severity=ticket)"),
     ]
