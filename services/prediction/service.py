@@ -15,7 +15,10 @@ import gc
 import logging
 import os
 import signal
+import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bentoml
@@ -24,6 +27,7 @@ from services.prediction import loops
 from services.prediction.app import PredictionService
 from services.prediction.metrics import Metrics
 from services.prediction.shadows import Shadows
+from services.prediction.starts import Starts, rest
 from trellis.adapters.api_keys import KeyStore
 from trellis.adapters.plan_store import PlanStore
 from trellis.catalog import Catalogue
@@ -46,6 +50,8 @@ loops.use()
 # Set by whoever starts the workers; no setting, so it has not the settings' prefix.
 PARENT = "PREDICTION_PARENT"
 _LOOK_SECONDS = 20.0
+# Whoever starts the workers has set the directory for what is temporary, see __main__.py.
+_starts = Starts(Path(tempfile.gettempdir())) if PARENT in os.environ else None
 
 
 class _Features:
@@ -112,7 +118,13 @@ class _Service(bentoml.Service):  # type: ignore[type-arg]
     """A BentoML service whose requests meet our application first."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        """Return what a worker serves."""
+        """Return what a worker serves; its first call that is ours, and before it listens to signals."""
+        if _starts is not None:
+            died, seconds = _starts.begin()
+            if died:
+                told = f"{died} workers before this one died before they served; it waits {seconds:g} s"
+                print(told, file=sys.stderr, flush=True)  # noqa: T201 - nobody logs yet
+                rest(seconds, _parent())
         return Front(super().to_asgi(is_main))
 
 
@@ -177,6 +189,8 @@ class Prediction:
         self._service.workers.pulse.start()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._service.looked, _LOOK_SECONDS)
+        if _starts is not None:
+            _starts.serves()
         self._tasks = [loop.create_task(self._freeze()), loop.create_task(_end_with(_parent()))]
 
     @bentoml.on_shutdown

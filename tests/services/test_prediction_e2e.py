@@ -39,7 +39,7 @@ def status(client, path):
         return None
 
 
-def start(world, tmp_path, port, workers):
+def start(world, tmp_path, port, workers, **more):
     home = tmp_path / "user"
     home.mkdir(exist_ok=True)
     environment = {
@@ -51,6 +51,7 @@ def start(world, tmp_path, port, workers):
         "TRELLIS_PLAN_POLL_SECONDS": "0.1",
         "HOME": str(home),
         "TMPDIR": str(home),
+        **more,
     }
     with (tmp_path / "output.txt").open("w") as output:
         return subprocess.Popen(
