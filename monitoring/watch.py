@@ -24,7 +24,7 @@ from trellis.adapters.files import write_atomically
 from trellis.adapters.look_store import LookStore
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of, dumps
-from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, summarise_window
+from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, look_alpha, summarise_window
 from trellis.errors import DataError
 from trellis.ledger import Cell, Finding, Point, labelled, moment, performance
 from trellis.quality import QualityFinding, SkewReport
@@ -102,6 +102,7 @@ def watch(
     place = np.searchsorted(edges, made["time"], side="right") - 1
     shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
     standing = standing_of(subject, found, edges, moment(until))
+    taken = looks_taken(home / "drift" / model, until)
     inputs = DriftInputs(
         model,
         subject.version,
@@ -115,7 +116,8 @@ def watch(
         signals=ties_of(frame, spec, place, len(shown)),
         segments=segment_losses(cells, subject.version, len(shown)),
         streams=streams_of(found, subject.version, spec.task),
-        looks=looks_taken(home / "drift" / model, until),
+        looks=taken,
+        level=look_alpha(spec.drift, taken),
         estimate=estimate_of(standing),
     )
     end = shown[-1].end

@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 
 from trellis.contract import DriftPolicy, Field
-from trellis.drift import DriftInputs, Window, build_reference, decide, summarise_window
+from trellis.drift import DriftInputs, Window, build_reference, decide, look_alpha, summarise_window
 
 FEATURES, LOOKS, DAYS, PER_DAY, SHARED, MEMORY, HISTORY = 30, 90, 182, 300, 0.2, 0.6, 5
 POLICY = DriftPolicy(false_alarms_per_month=0.5, looks_per_month=30, min_rows=500)
@@ -83,7 +83,9 @@ def run(size: int, world: str, seed: int) -> dict[str, Any]:
         if look % (9 if size <= 10**4 else 45) == 0:
             asked += 1
             stock += any(stats.ks_2samp(train[n], rows[n], method="asymp").pvalue < 0.05 for n in NAMES)
-        inputs = DriftInputs("m", "1", reference, (*windows, window), dict.fromkeys(NAMES, "view"), looks=look % 30)
+        # The declared pace: a look a day has up to 29 before it in its last 30 days.
+        level = look_alpha(POLICY, min(look, 29))
+        inputs = DriftInputs("m", "1", reference, (*windows, window), dict.fromkeys(NAMES, "view"), level=level)
         if decide(inputs, POLICY).outcome != "STABLE":
             alarms.append(look)
         windows = [*windows, window.coarse()][-HISTORY:]

@@ -91,6 +91,24 @@ def _taken(kind: str) -> Decision:
     )
 
 
+def test_evidence_of_before_levels_were_kept_replays_by_the_rule_of_then() -> None:
+    """A watcher that looked twelve times where eight are declared: the level was 0.05 * 6 / (5 pi)^2."""
+    inputs, policy = _drift()
+    inputs = replace(inputs, looks=12)
+    kept = json.loads(dumps(inputs))
+    del kept["level"]
+    verdict = KINDS["drift"].decide(inputs, policy)
+    assert f"against {0.05 * 6 / (5 * np.pi) ** 2:.2g}," in " ".join(c.text for c in verdict.checks)
+    decision = decision_of("drift", model="toy", subject="s", at="t", inputs=kept, policy=policy, verdict=verdict)
+    assert same(replay(decision), verdict)
+    # Kept with its level, it needs no rule.
+    now = replace(inputs, level=0.02)
+    verdict = KINDS["drift"].decide(now, policy)
+    assert "against 0.02," in " ".join(c.text for c in verdict.checks)
+    decision = decision_of("drift", model="toy", subject="s", at="t", inputs=now, policy=policy, verdict=verdict)
+    assert same(replay(decision), verdict)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose store holds one decision of every kind."""

@@ -1,9 +1,9 @@
 """One false-alarm budget per model and month, spent over looks, families of evidence and columns.
 
-*Over looks* by alpha spending in the manner of Lan & DeMets (1983, Biometrika 70): whatever their number, the chances
-of all looks of any 30 days add up to no more than the budget. *Over families and columns* of one look by Holm's
-procedure with weights: the chance of any false alarm in the look stays below the look's share, under any dependence.
-What is merely worth reading along, once there is an alarm, is listed by its false discovery rate.
+*Over looks* by alpha spending in the manner of Lan & DeMets (1983, Biometrika 70): whatever their number, and whenever
+they are taken, the chances of all looks of any 30 days add up to no more than the budget. *Over families and columns*
+of one look by Holm's procedure with weights: the chance of any false alarm in the look stays below the look's share,
+under any dependence. What is merely worth reading along, once there is an alarm, is listed by its false discovery rate.
 """
 
 from __future__ import annotations
@@ -24,19 +24,36 @@ DISCOVERY_RATE = 0.1
 def look_alpha(policy: DriftPolicy, looks: int = 0) -> float:
     """Chance of any false alarm that one look may take, in (0, 0.5].
 
-    The declared looks share nine tenths of the budget evenly. Looks beyond them share the rest as ``6 / (pi k)**2``,
-    which adds up to one, so looking more often than declared costs sharpness and never the promise.
+    The declared looks share nine tenths of the budget evenly. A look beyond them, the k-th, gets the rest's part
+    ``6 / (pi k)**2``, and never more than a declared one. So the shares of 0, 1, 2, ... looks before never rise, and
+    together they are no more than the budget: nine tenths, and a tenth of parts that add up to one.
+
+    That is enough for every 30 days, wherever they begin. The j-th look within them has at least the j - 1 before it
+    in its own last 30 days, and so gets no more than the j-th share: what they take together is a sum of different
+    shares at most. Looking more often than declared costs sharpness and never the promise.
 
     Args:
         policy: The budget and the declared number of looks.
         looks: Looks already taken in the last 30 days.
     """
+    planned = max(1, math.ceil(policy.looks_per_month))
+    share = (1 - _RESERVE) / planned
+    if looks >= planned:
+        share = min(share, _RESERVE * 6 / (math.pi * (looks - planned + 1)) ** 2)
+    return min(0.5, policy.false_alarms_per_month * share)
+
+
+def former_alpha(policy: DriftPolicy, looks: int = 0) -> float:
+    """Return the level of evidence that does not hold it, by the rule of then; for replaying it alone.
+
+    Its first looks beyond the declared number got more than a declared one, so that a steady pace just above the
+    declared one overspent.
+    """
     planned = max(1.0, policy.looks_per_month)
     if looks < planned:
         share = (1 - _RESERVE) / planned
     else:
-        beyond = looks - math.ceil(planned) + 1
-        share = _RESERVE * 6 / (math.pi * max(1, beyond)) ** 2
+        share = _RESERVE * 6 / (math.pi * max(1, looks - math.ceil(planned) + 1)) ** 2
     return min(0.5, policy.false_alarms_per_month * share)
 
 

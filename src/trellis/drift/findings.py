@@ -33,6 +33,7 @@ class DriftInputs:
         streams: When streaming detectors fired on the labelled losses, RFC 3339, by detector: they date a change and
             raise no alarm, for they know no budget.
         looks: Looks already taken in the last 30 days: the budget's share of this one depends on it.
+        level: That share: the chance of a false alarm that the look may take. None in evidence of before it was kept.
         estimate: What the change costs, as the performance ledger estimates it; realised losses decide without it.
     """
 
@@ -49,6 +50,7 @@ class DriftInputs:
     segments: tuple[SegmentLoss, ...] = ()
     streams: dict[str, tuple[str, ...]] = field(default_factory=dict)
     looks: int = 0
+    level: float | None = None
     estimate: HarmEstimate | None = None
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from trellis.contract import DriftPolicy
 from trellis.decision import Verdict
-from trellis.drift.budget import look_alpha, spread_weights, weighted_holm
+from trellis.drift.budget import former_alpha, spread_weights, weighted_holm
 from trellis.drift.causes import (
     CONCEPT,
     DATA,
@@ -82,7 +82,7 @@ def decide(inputs: DriftInputs, policy: DriftPolicy) -> Verdict:
 
 def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
     """Do the arithmetic of ``decide`` and return it structured."""
-    alpha = look_alpha(policy, inputs.looks)
+    alpha = former_alpha(policy, inputs.looks) if inputs.level is None else inputs.level
     if not inputs.windows or inputs.windows[-1].rows < policy.min_rows:
         rows = inputs.windows[-1].rows if inputs.windows else 0
         text = f"The window holds {rows} rows; a verdict needs {policy.min_rows}."
