@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
     look.add_argument("--no-report", action="store_true", help="write no Evidently report")
     look.add_argument(
+        "--paced",
+        action="store_true",
+        help="judge only when the next of the policy's looks_per_month is due, in event time; in between tell the "
+        "figures anew, and a certain upstream fault",
+    )
+    look.add_argument(
         "--skew", action="store_true", help="recompute the features and compare them with the served ones"
     )
     look.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -66,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("exporter", help="serve looks, rollouts, decisions, flows and features to Prometheus")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=9108)
-    serve.add_argument("--watch-every", type=float, default=0, help="seconds between looks; 0 for none")
+    serve.add_argument("--watch-every", type=float, default=0, help="seconds between paced looks; 0 for none")
     serve.add_argument("--no-report", action="store_true", help="let the looks write no Evidently report")
     commands.add_parser("rules", help="print the Prometheus rules of the service level objectives")
     boards = commands.add_parser("boards", help="write the Grafana dashboards")
@@ -104,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _look(chosen: argparse.Namespace) -> int:
+    from monitoring.pace import alone
     from monitoring.skew import offline_store, skew_text
     from monitoring.subject import subject_of
     from monitoring.watch import watch
@@ -112,28 +119,34 @@ def _look(chosen: argparse.Namespace) -> int:
     from trellis.decision import dumps
 
     subject = subject_of(chosen.model, settings())
-    until = chosen.until or datetime.now(UTC)
-    if until == LATEST:
-        until = _after_the_last(chosen.model)
-    result = watch(
-        subject,
-        settings().home.resolve(),
-        until,
-        window_days=chosen.window_days or subject.reference.period_days,
-        windows=chosen.windows,
-        report=not chosen.no_report,
-        store=offline_store(subject.spec) if chosen.skew else None,
-    )
+    home = settings().home.resolve()
+    with alone(home, chosen.model):
+        until = chosen.until or datetime.now(UTC)
+        if until == LATEST:
+            until = _after_the_last(chosen.model)
+        result = watch(
+            subject,
+            home,
+            until,
+            window_days=chosen.window_days or subject.reference.period_days,
+            windows=chosen.windows,
+            report=not chosen.no_report,
+            store=offline_store(subject.spec) if chosen.skew else None,
+            paced=chosen.paced,
+        )
     # By hand, by the exporter or by the loop: every look can be explained later. One taken again is the same decision.
-    DecisionStore(engine(settings().database_url)).record(result.decision)
-    tell(settings().home.resolve(), *outbox_of(settings()))
+    if result.evidence is not None:
+        DecisionStore(engine(settings().database_url)).record(result.decision)
+    tell(home, *outbox_of(settings()))
     verdict = result.decision.verdict
     if chosen.json:
         body = json.loads(dumps({k: v for k, v in asdict(result).items() if k not in ("evidence", "report", "alert")}))
         paths = {k: None if (p := getattr(result, k)) is None else str(p) for k in ("evidence", "report", "alert")}
         sys.stdout.write(json.dumps({**body, **paths}, sort_keys=True) + "\n")
     else:
-        sys.stdout.write(f"{verdict.outcome}: {verdict.reason}\n")
+        kept = not result.judged and result.evidence is not None
+        since = f" (as of {result.decision.at}; the next look is not due)" if kept else ""
+        sys.stdout.write(f"{verdict.outcome}: {verdict.reason}{since}\n")
         for check in verdict.checks[1:]:
             if check.passed is not True:
                 sys.stdout.write(f"  {check.name}: {check.text}\n")
@@ -147,8 +160,8 @@ def _look(chosen: argparse.Namespace) -> int:
             sys.stdout.write(f"  {item.kind}: {item.text}\n")
         if result.skew is not None and result.skew.mismatched:
             sys.stdout.write(f"  skew: {skew_text(result.skew)}\n")
-        sys.stdout.write(f"  evidence {result.evidence}\n")
-        sys.stdout.write(f"  trellis explain {result.decision.id}\n")
+        if result.evidence is not None:
+            sys.stdout.write(f"  evidence {result.evidence}\n  trellis explain {result.decision.id}\n")
     return EXIT_CODES[verdict.outcome]
 
 

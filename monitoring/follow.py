@@ -1,6 +1,8 @@
 """The watching job of a stack: looks at every served model whenever its logs have grown, until it is stopped.
 
-Each look is a process of its own, so that what a look takes (a model's whole log, a report's libraries) is given back.
+Looks are paced: one judges as often as the model's drift policy declares, of event time; those in between tell the
+figures anew, and a certain upstream fault, and spend nothing of the false-alarm budget. Each is a process of its own,
+so that what it takes (a model's whole log, a report's libraries) is given back.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def follow(
         home: Trellis's home.
         every: Seconds between two rounds.
         stop: Ends it.
-        report: Whether looks write Evidently reports.
+        report: Whether looks that judge write Evidently reports.
     """
     seen: dict[str, tuple[int, int]] = {}
     while not stop.is_set():
@@ -45,7 +47,7 @@ def follow(
 
 
 def _look(model: str, report: bool) -> bool:
-    command = [sys.executable, "-m", "monitoring", "watch", model, "--until", "latest", "--skew"]
+    command = [sys.executable, "-m", "monitoring", "watch", model, "--until", "latest", "--paced", "--skew"]
     done = subprocess.run(command + ([] if report else ["--no-report"]), capture_output=True, text=True)
     if done.returncode in (_FAILED, 2) or done.returncode < 0:
         logger.error("The look at %s failed: %s", model, (done.stderr.strip().splitlines() or ["no message"])[-1])

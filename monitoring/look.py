@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from monitoring.subject import Subject
 from trellis.adapters.look_store import ColumnDrift, Figure, LabelState, Look
 from trellis.decision import Decision
-from trellis.drift import Diagnosis, Window
+from trellis.drift import Diagnosis, Window, pace_days
 from trellis.ledger import Cell, Labelled, Series
 from trellis.metrics import blocks_of, intervals, t_quantile
 
@@ -71,7 +71,7 @@ def look_of(
         reason=found.reason,
         since=found.since,
         decision=decision.id,
-        next_look=_later(judged.end, timedelta(days=30 / max(spec.drift.looks_per_month, 1e-9))),
+        next_look=_later(judged.end, timedelta(days=pace_days(spec.drift))),
         psi_warn=spec.drift.psi_warn,
         psi_alarm=spec.drift.psi_alarm,
         metric=spec.metric.name,

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 MOST_ROWS = 5_000
 _SHOWN, _SUMMARISED = 6, 8
+# Windows of a model whose reports stay: more than half a year at eight looks a month.
+KEPT = 60
 
 
 def write_report(
@@ -46,6 +48,8 @@ def write_report(
     notes: dict[str, str],
 ) -> Path | None:
     """Add a window's report to the model's project, in place of an earlier one of the same window.
+
+    Of a model's reports the newest ``KEPT`` windows' stay.
 
     Args:
         workspace: Directory of the workspace; made if it is not there.
@@ -172,11 +176,12 @@ def _write(
     index = workspace.parent / "drift" / f"{subject.spec.name}.reports.json"
     runs = _runs(index, str(project.id))
     window = until.isoformat()
-    if window in runs:
+    made = str(store.add_run(project.id, snapshot, name=decision.subject).id)
+    kept = dict(sorted((runs | {window: made}).items())[-KEPT:])
+    for run in {*runs.values(), made} - set(kept.values()):
         with contextlib.suppress(OSError, KeyError, ValueError):
-            store.delete_run(project.id, runs[window])
-    runs[window] = str(store.add_run(project.id, snapshot, name=decision.subject).id)
-    write_atomically(index, json.dumps({"project": str(project.id), "runs": runs}, indent=1, sort_keys=True))
+            store.delete_run(project.id, run)
+    write_atomically(index, json.dumps({"project": str(project.id), "runs": kept}, indent=1, sort_keys=True))
 
 
 def _newest(performance: Series) -> dict[str, str]:

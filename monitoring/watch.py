@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from monitoring.alerts import follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
+from monitoring.pace import CERTAIN, is_due, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -46,9 +47,11 @@ class WatchResult:
         performance: All that is known of performance: the series with its segments, harm, and how estimates fared.
         quality: What was wrong with the judged window's rows.
         skew: Its features beside their recomputation; None where a model joins none, or nothing could be recomputed.
-        evidence: The decision's file.
+        evidence: The decision's file; None where none stands.
         report: The Evidently workspace; None where no report was asked for, or none was possible.
         alert: File of the open alert; None where all is well.
+        end: End of the window that was looked at, event time, RFC 3339.
+        judged: Whether the look judged; else its decision, if a file holds it, is the one on record that stands.
     """
 
     decision: Decision
@@ -59,9 +62,11 @@ class WatchResult:
     performance: Standing
     quality: tuple[QualityFinding, ...]
     skew: SkewReport | None
-    evidence: Path
+    evidence: Path | None
     report: Path | None = None
     alert: Path | None = None
+    end: str = ""
+    judged: bool = True
 
 
 def watch(
@@ -73,8 +78,13 @@ def watch(
     windows: int = 6,
     report: bool = True,
     store: OfflineFeatures | None = None,
+    paced: bool = False,
 ) -> WatchResult:
     """Look at a model as of a moment of event time; looking again changes nothing.
+
+    A paced look judges only when the model's next declared look is due and the window has rows enough. In between it
+    asks nothing that spends the false-alarm budget: performance, quality and skew are told anew, the newest verdict on
+    record stands, and only a certain fault that it did not tell makes a decision and an alert.
 
     Args:
         subject: What is watched.
@@ -85,6 +95,7 @@ def watch(
         windows: How many windows make the history, the judged one included.
         report: Whether to write the Evidently report (some seconds).
         store: Recomputes the window's features for the skew replay; without one there is none.
+        paced: Whether to judge only when a look is due.
 
     Raises:
         DataError: Window lengths make no sense, or a log is damaged.
@@ -92,8 +103,8 @@ def watch(
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
-    rows, later = _logged(home, model, until)
-    found = labelled(spec, rows, read_labels(home, model), until).due(spec, until)
+    logged, later = _logged(home, model, until)
+    found = labelled(spec, logged, read_labels(home, model), until).due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
     made = {"time": found.times, "version": frame["version"].to_numpy(dtype=str)}
@@ -102,24 +113,32 @@ def watch(
     place = np.searchsorted(edges, made["time"], side="right") - 1
     shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
     standing = standing_of(subject, found, edges, moment(until))
-    taken = looks_taken(home / "drift" / model, until)
+    directory = home / "drift" / model
+    last = newest(directory, until) if paced else None
+    judged = not paced or (shown[-1].rows >= spec.drift.min_rows and is_due(spec.drift, last, until))
     inputs = DriftInputs(
         model,
         subject.version,
         subject.reference,
         (*(w.coarse() for w in shown[:-1]), shown[-1]),
         {name: subject.views.get(name, "request") for name in subject.reference.columns},
-        _losses(cells, subject.version, len(shown)),
-        {name: unit for name, unit in subject.units.items() if name in subject.reference.columns},
-        dict(subject.sla_hours),
-        outcomes=outcomes_of(subject.reference, found, subject.version, place, len(shown)),
-        signals=ties_of(frame, spec, place, len(shown)),
-        segments=segment_losses(cells, subject.version, len(shown)),
-        streams=streams_of(found, subject.version, spec.task),
-        looks=taken,
-        level=look_alpha(spec.drift, taken),
+        units={name: unit for name, unit in subject.units.items() if name in subject.reference.columns},
+        sla_hours=dict(subject.sla_hours),
+        level=0.0,
         estimate=estimate_of(standing),
     )
+    if judged:
+        taken = looks_taken(directory, until)
+        inputs = replace(
+            inputs,
+            losses=_losses(cells, subject.version, len(shown)),
+            outcomes=outcomes_of(subject.reference, found, subject.version, place, len(shown)),
+            signals=ties_of(frame, spec, place, len(shown)),
+            segments=segment_losses(cells, subject.version, len(shown)),
+            streams=streams_of(found, subject.version, spec.task),
+            looks=taken,
+            level=look_alpha(spec.drift, taken),
+        )
     end = shown[-1].end
     verdict, diagnosis = decide(inputs, spec.drift), diagnose(inputs, spec.drift)
     decision = decision_of(
@@ -131,23 +150,29 @@ def watch(
         policy=spec.drift,
         verdict=verdict,
     )
-    judged, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
-    quality = quality_of(judged, before, subject, later=later)
-    skew = _skew(judged, subject, store)
-    evidence = home / "drift" / model / f"{_file_stamp(end)}.json"
-    write_atomically(evidence, dumps(decision))
+    rows, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
+    quality = quality_of(rows, before, subject, later=later)
+    skew = _skew(rows, subject, store)
+    record = None if judged else on_record(directory, until, last, diagnosis, subject.version)
+    news = judged or (record is None and bool(diagnosis.faults))
+    evidence = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json" if news else None
+    if record is not None:
+        decision, diagnosis, evidence = record.decision, record.found, record.path
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
-    write_atomically(LookStore(home).path(look), dumps(look))
-    alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
+    alert = None
+    if news and evidence is not None:
+        write_atomically(evidence, dumps(decision))
+        write_atomically(LookStore(home).path(look), dumps(look))
+        alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
     allowed = spec.drift.max_loss_increase
     publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None
-    if report and shown[-1].rows:
+    if report and judged and shown[-1].rows:
         from monitoring.report import write_report
 
         told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
         written = write_report(
-            home / "evidently", subject, model_columns(judged, spec), until, decision, standing.series, told
+            home / "evidently", subject, model_columns(rows, spec), until, decision, standing.series, told
         )
     return WatchResult(
         decision,
@@ -161,6 +186,8 @@ def watch(
         evidence,
         written,
         alert,
+        end,
+        judged,
     )
 
 

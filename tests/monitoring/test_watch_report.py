@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from monitoring.watch import watch
 pytestmark = pytest.mark.slow
 
 
-def test_a_report_per_window_in_one_project_per_model(served) -> None:
+def test_a_report_per_window_in_one_project_per_model(served, monkeypatch) -> None:
     first = served.serve(7)
     result = watch(served.subject, served.home, first)
     assert result.report == served.home / "evidently"
@@ -45,6 +47,16 @@ def test_a_report_per_window_in_one_project_per_model(served) -> None:
     assert watch(served.subject, served.home, second).report is not None
     assert len(store.list_runs(project.id)) == 2
     assert len(Workspace(str(result.report)).list_projects()) == 1
+    # The newest windows' reports are kept, and every decision; a look between two due ones writes none.
+    monkeypatch.setattr("monitoring.report.KEPT", 2)
+    third = served.serve(1)
+    assert watch(served.subject, served.home, third, paced=True).report is None
+    third = served.serve(6)
+    assert watch(served.subject, served.home, third, paced=True).report is not None
+    runs = json.loads((served.home / "drift" / "ferry_delay.reports.json").read_text())["runs"]
+    assert sorted(runs) == [second.isoformat(), third.isoformat()]
+    assert {str(name) for name in store.list_runs(project.id)} == set(runs.values())
+    assert len(list((served.home / "drift" / "ferry_delay").glob("*.json"))) == 3
 
 
 def test_the_redrawn_training_side_has_training_distributions(subject) -> None:

@@ -1,6 +1,6 @@
 """Drift: summaries of what was served, statistics on them, and the verdicts they lead to."""
 
-from trellis.drift.budget import look_alpha
+from trellis.drift.budget import look_alpha, pace_days
 from trellis.drift.causes import HarmEstimate, SegmentLoss
 from trellis.drift.faults import PREDICTION, REQUEST, Fault
 from trellis.drift.findings import Diagnosis, DriftInputs, Harm
@@ -54,6 +54,7 @@ __all__ = [
     "look_alpha",
     "merge",
     "outcomes_like",
+    "pace_days",
     "reference_outcomes",
     "sketch_window",
     "summarise_like",

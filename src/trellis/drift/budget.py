@@ -43,6 +43,11 @@ def look_alpha(policy: DriftPolicy, looks: int = 0) -> float:
     return min(0.5, policy.false_alarms_per_month * share)
 
 
+def pace_days(policy: DriftPolicy) -> float:
+    """Return how many days lie between two declared looks."""
+    return 30 / max(policy.looks_per_month, 1e-9)
+
+
 def former_alpha(policy: DriftPolicy, looks: int = 0) -> float:
     """Return the level of evidence that does not hold it, by the rule of then; for replaying it alone.
 

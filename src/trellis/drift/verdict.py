@@ -87,6 +87,8 @@ def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
         rows = inputs.windows[-1].rows if inputs.windows else 0
         text = f"The window holds {rows} rows; a verdict needs {policy.min_rows}."
         return Diagnosis("INSUFFICIENT", "none", _WAIT, text, alpha=alpha, missing_rows=policy.min_rows - rows)
+    if not alpha:
+        return _between(inputs, policy)
     evidence = _weigh(inputs, policy, alpha)
     faults, sudden = find_faults(
         inputs.reference, inputs.windows, inputs.views, inputs.units, inputs.sla_hours, evidence.moved
@@ -97,7 +99,7 @@ def diagnose(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
         sudden = sudden | {f.column: f.since for f in faults}
         faults = ()
     if faults:
-        found = _fault_diagnosis(replace(found, faults=faults), evidence)
+        found = _fault_diagnosis(replace(found, faults=faults), evidence.moved)
     elif evidence.moved:
         found = _shift_diagnosis(inputs, found, evidence, sudden, policy)
     else:
@@ -159,12 +161,22 @@ def _outcomes(inputs: DriftInputs, *, least: int = _LEAST_LABELS) -> tuple[Outco
     return scores, None
 
 
-def _fault_diagnosis(found: Diagnosis, evidence: _Evidence) -> Diagnosis:
+def _between(inputs: DriftInputs, policy: DriftPolicy) -> Diagnosis:
+    """Look for what needs no test to be believed, and so takes no part of the budget."""
+    faults, _ = find_faults(inputs.reference, inputs.windows, inputs.views, inputs.units, inputs.sla_hours, ())
+    if not faults:
+        text = "The next look is not due; until then only certain faults are looked for, and there is none."
+        return Diagnosis("INSUFFICIENT", "none", _WAIT, text, alpha=0.0)
+    found = _fault_diagnosis(Diagnosis("UPSTREAM_FAULT", "none", _FIX, "", faults=faults, alpha=0.0), ())
+    return replace(found, severity=severity_of(found.cause, inputs.estimate, policy))
+
+
+def _fault_diagnosis(found: Diagnosis, moved: Sequence[Shift]) -> Diagnosis:
     faults = found.faults
     since = min(f.since for f in faults)
     views = tuple(sorted({f.view for f in faults}))
     broken = {f.column for f in faults}
-    rest = [s.name for s in evidence.moved if s.name not in broken and s.view != PREDICTION]
+    rest = [s.name for s in moved if s.name not in broken and s.view != PREDICTION]
     text = f"Upstream fault in {' and '.join(views)} since {since}: {'; '.join(f.text for f in faults[:3])}"
     text += f"; and {len(faults) - 3} more." if len(faults) > 3 else "."
     if rest:

@@ -1,0 +1,104 @@
+"""A model's pace: when its next look is due, what is on record until then, and one look at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from monitoring.families import STAMP
+from trellis.contract import DriftPolicy
+from trellis.decision import Decision
+from trellis.drift import Diagnosis, DriftInputs, diagnose, pace_days
+
+logger = logging.getLogger(__name__)
+# A look between two due ones spends nothing: under another name it is not counted among those that do.
+CERTAIN = ".faults"
+_DECISION, _INPUTS, _POLICY = TypeAdapter(Decision), TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A look on record.
+
+    Attributes:
+        decision: What it decided.
+        found: The same, structured.
+        version: The version it judged.
+        end: End of the window judged.
+        path: Its file.
+    """
+
+    decision: Decision
+    found: Diagnosis
+    version: str
+    end: datetime
+    path: Path
+
+    def covers(self, found: Diagnosis) -> bool:
+        """Whether this look told of all columns that are at fault in another."""
+        return {f.column for f in found.faults} <= {f.column for f in self.found.faults}
+
+
+def newest(directory: Path, until: datetime, mark: str = "") -> Recorded | None:
+    """Return the newest look up to a moment that had rows enough; None without one.
+
+    Args:
+        directory: The model's evidence.
+        until: Moment of event time.
+        mark: ``CERTAIN`` for looks that asked for certain faults alone.
+    """
+    for path in sorted(directory.glob(f"*Z{mark}.json"), reverse=True):
+        try:
+            end = datetime.strptime(path.name.removesuffix(f"{mark}.json"), STAMP).replace(tzinfo=UTC)
+            if end > until:
+                continue
+            decision = _DECISION.validate_json(path.read_bytes())
+            inputs = _INPUTS.validate_python(decision.inputs["inputs"])
+            policy = _POLICY.validate_python(decision.inputs["policy"])
+        except (OSError, KeyError, ValueError) as error:
+            logger.warning("evidence %s cannot be read (%s); left alone", path, type(error).__name__)
+            continue
+        if decision.verdict.outcome != "INSUFFICIENT":
+            return Recorded(decision, diagnose(inputs, policy), inputs.version, end, path)
+    return None
+
+
+def is_due(policy: DriftPolicy, last: Recorded | None, until: datetime) -> bool:
+    """Whether a look that ends at ``until`` is the next one declared, of event time."""
+    return last is None or until - last.end >= timedelta(days=pace_days(policy))
+
+
+def on_record(
+    directory: Path, until: datetime, last: Recorded | None, found: Diagnosis, version: str
+) -> Recorded | None:
+    """Return what stands after a look between two due ones; None where nothing does, or what it found is news.
+
+    Args:
+        directory: The model's evidence.
+        until: End of the look.
+        last: The newest look that judged.
+        found: What the look between found.
+        version: The version that is watched; what another one's look said of its own training data says nothing here.
+    """
+    if found.faults:
+        between = newest(directory, until, CERTAIN)
+        told = between if last is None or (between is not None and between.end > last.end) else last
+        return told if told is not None and told.covers(found) else None
+    return last if last is not None and last.version == version and not found.missing_rows else None
+
+
+@contextmanager
+def alone(home: Path, model: str) -> Iterator[None]:
+    """Wait until no other process looks at the model: two at once would take the same share of the budget."""
+    directory = home / "drift"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{model}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
