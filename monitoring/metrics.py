@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring.look_metrics import add_look
-from monitoring.performance import Standing
+from monitoring.performance import Standing, newest
 from trellis.adapters.files import write_atomically
 from trellis.adapters.look_store import Look
 from trellis.drift import Diagnosis
@@ -124,18 +124,18 @@ def _stages(registry: CollectorRegistry, model: str, version: str, standing: Sta
         "high": gauge("trellis_performance_loss_high", "Upper end of its 95 % interval.", "version", "stage"),
     }
     flag = gauge("trellis_performance_flag", "An assumption of the newest window that fails.", "version", "flag")
-    newest = {p.version: p for p in known.points}
     for point in known.points:  # oldest first, so that the newest stays
         complete = point.realised if point.stage == "realised" else None
         for stage, e in (("estimated", point.estimated), ("corrected", point.corrected), ("realised", complete)):
             if e is not None:
                 for name, value in (("", e.value), ("low", e.low), ("high", e.high)):
                     ends[name].labels(model, point.version, stage).set(value)
-    for point in newest.values():
+    latest = {p.version: p for p in newest(known.points)}
+    for point in latest.values():
         for name in point.flags:
             flag.labels(model, point.version, name).set(1)
     part = gauge("trellis_segment_loss", "Mean loss of the newest window.", "version", "segment", "value", "stage")
-    last = [p for p in known.segments if newest[p.version].end == p.end and p.best is not None]
+    last = [p for p in known.segments if latest[p.version].end == p.end and p.best is not None]
     for point in sorted(last, key=lambda p: -p.predictions)[:_MOST_SEGMENTS]:
         assert point.best is not None
         part.labels(model, point.version, point.segment, point.value, point.stage).set(point.best.value)

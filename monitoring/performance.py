@@ -35,7 +35,7 @@ from trellis.ledger import (
 )
 from trellis.quality import newest
 
-_MEANING = {
+MEANING = {
     "concept_drift": "labels contradict the estimate",
     "extrapolates": "many rows are unlike any reference row",
     "selected_labels": "rows with and without labels differ",
@@ -132,6 +132,11 @@ def performance_of(
     return standing_of(subject, found, edges, moment(until), received_by=by)
 
 
+def newest(points: Sequence[Point]) -> list[Point]:
+    """Return every version's newest window of a series, oldest first."""
+    return list({point.version: point for point in points}.values())
+
+
 def window_edges(
     frame: pd.DataFrame, subject: Subject, last: np.datetime64, window_days: float, windows: int
 ) -> NDArray[np.datetime64]:
@@ -178,7 +183,7 @@ def table_of(standing: Standing, subject: Subject, segment: str | None = None) -
     for p in points:
         for flag in p.flags:
             flagged.setdefault(flag, []).append(f"{p.end[:10]} v{p.version}{' ' + p.value if p.value else ''}")
-    lines = [f"! {flag}: {_MEANING[flag]} ({', '.join(where[-4:])})" for flag, where in flagged.items()]
+    lines = [f"! {flag}: {MEANING[flag]} ({', '.join(where[-4:])})" for flag, where in flagged.items()]
     lines += [
         f"v{t.version}: {t.held} of {t.scored} first intervals held what was realised"
         + ("" if t.trusted else ", fewer than chance allows")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from monitoring.alerts import follow_up
+from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
@@ -164,6 +164,7 @@ def watch(
         write_atomically(evidence, dumps(decision))
         write_atomically(LookStore(home).path(look), dumps(look))
         alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
+    follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
     allowed = spec.drift.max_loss_increase
     publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None

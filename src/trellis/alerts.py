@@ -13,6 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 SEVERITIES = ("info", "warning", "critical")
+# The commands that explain what rests on no decision; the loop's own explains its alerts.
+_EXPLAINED_BY = {
+    "DATA_QUALITY": "trellis watch",
+    "PERFORMANCE_ASSUMPTION": "trellis performance",
+    "SKEW": "trellis skew",
+}
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 30.0, 3_600.0
 
 
@@ -53,7 +59,9 @@ class Alert:
     @property
     def explained_by(self) -> str:
         """The command that explains it."""
-        return f"trellis explain {self.decision}" if self.decision else f"trellis loop explain {self.model}"
+        if self.decision:
+            return f"trellis explain {self.decision}"
+        return f"{_EXPLAINED_BY.get(self.outcome, 'trellis loop explain')} {self.model}"
 
     @property
     def runbook(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 import typer
 import yaml
 
-from monitoring.alerts import DIAGNOSED
+from monitoring.alerts import DIAGNOSED, NOTED
 from trellis.adapters.loop_alerts import LOOP_OUTCOMES
 from trellis.alerts import Alert
 from trellis.cli import app
@@ -21,7 +21,7 @@ TEXT = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.+)$", TEXT, re.MULTILINE)}
 SERVICES = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-OUTCOMES = sorted(DIAGNOSED | LOOP_OUTCOMES)
+OUTCOMES = sorted(DIAGNOSED | NOTED | LOOP_OUTCOMES)
 
 
 def rules() -> Iterator[dict]:

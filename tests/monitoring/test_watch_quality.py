@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
+
 import numpy as np
 
+from monitoring.alerts import NOTED
+from monitoring.channels import LOG
 from monitoring.metrics import read_families
+from monitoring.notify import tell
 from monitoring.skew import skew_table, skew_text
 from monitoring.watch import watch
+from trellis.adapters.alert_files import read_alerts
+from trellis.adapters.alert_outbox import AlertOutbox
 from trellis.errors import MissingFeatureError
 from trellis.freshness import sla_of
 
@@ -87,6 +95,62 @@ def test_a_store_without_the_tables_loses_the_replay_and_not_the_look(served, ca
     assert result.skew is None
     assert result.decision.verdict.outcome == "STABLE"
     assert "could not be replayed" in caplog.text
+
+
+def alerts(home) -> dict[tuple[str, str], tuple[str, int]]:
+    """Kind and column of every alert of these outcomes, with its status and how many looks it has lasted."""
+    bodies = [json.loads(path.read_text()) for path in sorted((home / "alerts").glob("*.json"))]
+    mine = [b for b in bodies if b["outcome"] in NOTED]
+    assert all(b["severity"] == "warning" for b in mine)
+    return {(b["kind"], ",".join(b["columns"])): (b["status"], b["looks"]) for b in mine}
+
+
+def test_faults_of_rows_and_skew_reach_the_channels_while_they_last_once(served) -> None:
+    """Who has no Prometheus, only a chat or a mailbox, hears of them too."""
+
+    def seats(rows):
+        return {**rows, "load": np.where(np.arange(len(rows["load"])) % 20, rows["load"], 1.7)}
+
+    celsius = Offline(served.drawn(0, 7), lambda r: {**r, "temp": (r["temp"] - 32) / 1.8})
+    until = served.serve(7, seats)
+    for _ in range(2):  # looked at again it is the same look
+        watch(served.subject, served.home, until, store=celsius, **QUIET)
+    assert alerts(served.home) == {("out_of_range", "load"): ("open", 1), ("skew", ""): ("open", 1)}
+    outbox, channel = AlertOutbox(f"sqlite:///{served.home}/trellis.db"), LOG
+    told = {a.outcome: a.explained_by for a in read_alerts(served.home / "alerts")}
+    assert told == {"DATA_QUALITY": "trellis watch ferry_delay", "SKEW": "trellis skew ferry_delay"}
+    assert tell(served.home, outbox, [channel]).sent == 1  # both in one message
+    watch(served.subject, served.home, served.serve(7, seats), **QUIET)  # no replay says nothing of skew
+    assert alerts(served.home) == {("out_of_range", "load"): ("open", 2), ("skew", ""): ("open", 1)}
+    assert tell(served.home, outbox, [channel]).sent == 0
+    watch(served.subject, served.home, until + timedelta(days=300), **QUIET)  # no rows say nothing at all
+    watch(served.subject, served.home, served.serve(7), store=Offline(served.drawn(14, 7)), **QUIET)
+    assert alerts(served.home) == {("out_of_range", "load"): ("closed", 2), ("skew", ""): ("closed", 1)}
+    assert tell(served.home, outbox, [channel]).sent == 1
+    watch(served.subject, served.home, served.serve(7, seats), **QUIET)  # a new episode
+    files = [p.name for p in (served.home / "alerts").glob("*data_quality*")]
+    assert len(files) == 2
+
+
+def test_a_few_odd_rows_are_a_finding_and_no_alert(served) -> None:
+    until = served.serve(7, lambda r: {**r, "load": np.where(np.arange(len(r["load"])) % 200, r["load"], 1.7)})
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert [f.kind for f in result.quality] == ["out_of_range"]
+    assert alerts(served.home) == {}
+
+
+def test_an_assumption_that_fails_is_an_alert_until_it_holds_again(served) -> None:
+    served.serve(14)
+    until = served.serve(7, lambda r: {**r, "late": 1 - r["late"]})
+    result = watch(served.subject, served.home, until, **QUIET)
+    assert result.series[-1].flags == ("concept_drift",)
+    assert alerts(served.home) == {("concept_drift", ""): ("open", 1)}
+    told = {a.outcome: a for a in read_alerts(served.home / "alerts")}["PERFORMANCE_ASSUMPTION"]
+    assert "version 1's performance" in told.reason
+    assert "labels contradict the estimate" in told.reason
+    assert told.explained_by == "trellis performance ferry_delay"
+    watch(served.subject, served.home, served.serve(7), **QUIET)
+    assert alerts(served.home) == {("concept_drift", ""): ("closed", 1)}
 
 
 def test_outliers_are_told_from_earlier_windows(served) -> None:

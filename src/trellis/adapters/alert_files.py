@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def read_alerts(directory: Path) -> list[Alert]:
 
 def raise_alert(
     directory: Path, *, model: str, outcome: str, key: str, severity: str, reason: str, action: str, at: str,
-    decision: str = "",
+    decision: str = "", kind: str = "", columns: Sequence[str] = (), about: str = "",
 ) -> Path:  # fmt: skip
     """Open an episode, once: the same key of the same model and outcome is the same episode.
 
@@ -42,6 +42,9 @@ def raise_alert(
         action: What to do.
         at: Event time, RFC 3339.
         decision: Id of the decision that is its evidence.
+        kind: What it is within the outcome; the outcome itself if not given.
+        columns: Columns concerned.
+        about: What it speaks of, for those who follow it while it lasts; not shown.
 
     Raises:
         StorageError: The disk refused.
@@ -50,9 +53,9 @@ def raise_alert(
     if path.exists():
         return path
     body = {
-        "id": path.stem, "model": model, "outcome": outcome, "kind": outcome.lower(), "severity": severity,
+        "id": path.stem, "model": model, "outcome": outcome, "kind": kind or outcome.lower(), "severity": severity,
         "status": "open", "reason": reason, "action": action, "since": at, "opened_at": at, "decision": decision,
-        "views": [], "columns": [], "last_window": at, "looks": 1,
+        "views": [], "columns": list(columns), "about": about, "last_window": at, "looks": 1,
     }  # fmt: skip
     write_atomically(path, json.dumps(body, indent=2, sort_keys=True) + "\n")
     return path
