@@ -226,9 +226,9 @@ def _after_the_last(model: str) -> datetime:
     A row ahead of the log's clock does not count: one of 2099 would leave every look until then without rows.
     """
     from trellis.adapters.prediction_log import read_predictions
-    from trellis.quality import newest
+    from trellis.quality import newest_time
 
-    last = newest(read_predictions(settings().home.resolve(), model))
+    last = newest_time(read_predictions(settings().home.resolve(), model))
     return datetime.now(UTC) if last is None else last.to_pydatetime() + timedelta(seconds=1)
 
 

@@ -33,7 +33,7 @@ from trellis.ledger import (
     moments,
     series,
 )
-from trellis.quality import newest
+from trellis.quality import newest_time
 
 MEANING = {
     "concept_drift": "labels contradict the estimate",
@@ -124,7 +124,7 @@ def performance_of(
     rows = read_predictions(home, model, until=until)
     found = labelled(subject.spec, rows, read_labels(home, model), until, received_by=received_by)
     found = found.due(subject.spec, until)
-    last, seen = moment(until), newest(found.rows)
+    last, seen = moment(until), newest_time(found.rows)
     if seen is not None:
         last = min(last, moment(seen.to_datetime64()) + np.timedelta64(1, "s"))
     edges = window_edges(found.rows, subject, last, window_days, windows)

@@ -1,6 +1,6 @@
 """The quality of served rows: features against their recomputation (skew), and rows against their declaration."""
 
-from trellis.quality.clocks import ahead_of_clock, newest
+from trellis.quality.clocks import ahead_of_clock, newest_time
 from trellis.quality.rows import ColumnHistory, QualityFinding, check_rows, finding
 from trellis.quality.skew import Recompute, Served, SkewFinding, SkewReport, find_skew
 
@@ -15,5 +15,5 @@ __all__ = [
     "check_rows",
     "find_skew",
     "finding",
-    "newest",
+    "newest_time",
 ]

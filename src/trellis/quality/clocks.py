@@ -24,7 +24,7 @@ def ahead_of_clock(frame: pd.DataFrame) -> NDArray[np.bool_]:
     return np.zeros(len(frame), dtype=np.bool_) if ahead.all() else ahead
 
 
-def newest(frame: pd.DataFrame) -> pd.Timestamp | None:
+def newest_time(frame: pd.DataFrame) -> pd.Timestamp | None:
     """Return the newest event time that is not ahead of the clock, the newest of all where all are; None for no row."""
     return frame["time"][~ahead_of_clock(frame)].max() if len(frame) else None
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trellis.contract import Field, QualityPolicy
-from trellis.quality import ColumnHistory, ahead_of_clock, check_rows, newest
+from trellis.quality import ColumnHistory, ahead_of_clock, check_rows, newest_time
 
 FIELDS = (
     Field("line", "category"),
@@ -108,7 +108,7 @@ def test_a_row_far_ahead_is_named_with_those_it_was_received_with_and_is_not_the
     """One of 2099 among 400, sent in the second of three hours; the windows are the hours."""
     frame = healthy()
     frame.loc[100, "time"] = pd.Timestamp("2099-01-01", tz="UTC")
-    assert newest(frame) == frame["time"][N - 1]
+    assert newest_time(frame) == frame["time"][N - 1]
     start = pd.Timestamp("2024-07-01", tz="UTC")
     for hour, told in enumerate((0, 1, 0)):
         end = start + pd.Timedelta(hours=hour + 1)
@@ -124,15 +124,15 @@ def test_a_row_far_ahead_is_named_with_those_it_was_received_with_and_is_not_the
 def test_time_that_is_simulated_ahead_of_the_clock_is_the_newest_there_is() -> None:
     frame = healthy()
     frame["received_at"] -= pd.Timedelta("9000D")
-    assert newest(frame) == frame["time"].max()
+    assert newest_time(frame) == frame["time"].max()
     assert not ahead_of_clock(frame).any()
-    assert newest(frame.head(0)) is None
+    assert newest_time(frame.head(0)) is None
     # Five minutes are within what clocks differ by, and history is behind its log.
     frame["received_at"] = frame["time"] + pd.Timedelta("9000D")
     frame.loc[N - 1, "received_at"] = frame["time"][N - 1] - pd.Timedelta("5min")
-    assert newest(frame) == frame["time"].max()
+    assert newest_time(frame) == frame["time"].max()
     frame.loc[N - 1, "received_at"] -= pd.Timedelta("1s")
-    assert newest(frame) == frame["time"][N - 2]
+    assert newest_time(frame) == frame["time"][N - 2]
 
 
 anything = st.one_of(
