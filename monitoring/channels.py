@@ -68,7 +68,7 @@ def send(message: Message) -> None:
         elif kind == "slack":
             _post(options, {"text": f"*{_subject(message)}*\n" + "\n".join(_text(a) for a in message.alerts)})
         elif kind == "alertmanager":
-            _post(options, [_labelled(a, message) for a in message.alerts], "/api/v2/alerts")
+            _post(options, _labelled(message), "/api/v2/alerts")
         else:
             _mail(message)
     except (OSError, smtplib.SMTPException, http.client.HTTPException) as error:
@@ -175,28 +175,43 @@ def _told(alert: Alert) -> dict[str, Any]:
     return {**told, "explained_by": alert.explained_by, "runbook": alert.runbook}
 
 
-def _labelled(alert: Alert, message: Message) -> dict[str, Any]:
-    """Return an alert as Alertmanager's API v2 takes it; what is open is told again before it would end."""
+def _labelled(message: Message) -> list[dict[str, Any]]:
+    """Return alerts as Alertmanager's API v2 takes them; what is open is told again before it would end.
+
+    Labels are an alert's identity there. Of what may change only the severity is one, because routes go by it; where it
+    has changed, the alert that was told under the former is ended.
+    """
     now = datetime.now(UTC)
     lasts = timedelta(hours=2 * (message.channel.repeat_hours or 24 * 30))
+    told = {d.alert: d.told.removeprefix("open ") for d in message.deliveries if d.told.startswith("open ")}
+    result = []
+    for alert in message.alerts:
+        ends = now if alert.status == "closed" else now + lasts
+        result.append(_as_labelled(alert, alert.severity, now, ends))
+        if (former := told.get(alert.id, alert.severity)) != alert.severity:
+            result.append(_as_labelled(alert, former, now, now))
+    return result
+
+
+def _as_labelled(alert: Alert, severity: str, now: datetime, ends: datetime) -> dict[str, Any]:
     begun = min(datetime.fromisoformat(alert.opened_at).astimezone(UTC), now)
     return {
         "labels": {
             "alertname": "Trellis" + "".join(part.capitalize() for part in alert.outcome.split("_")),
             "model": alert.model,
-            "severity": alert.severity,
-            "kind": alert.kind,
+            "severity": severity,
             "episode": alert.id,
         },
         "annotations": {
             "summary": alert.reason,
+            "kind": alert.kind,
             "since": alert.since,
             "action": alert.action,
             "explained_by": alert.explained_by,
             "runbook": alert.runbook,
         },
         "startsAt": begun.isoformat(),
-        "endsAt": (now if alert.status == "closed" else now + lasts).isoformat(),
+        "endsAt": ends.isoformat(),
     }
 
 

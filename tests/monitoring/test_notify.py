@@ -268,6 +268,37 @@ def test_the_real_alertmanager_holds_an_alert_until_it_is_over(tmp_path, outbox,
     assert held() == []
 
 
+def test_the_real_alertmanager_holds_one_alert_of_an_episode_whose_kind_and_severity_change(
+    tmp_path, outbox, alertmanager
+):
+    """Labels are its identity: what was told under others would stay until it runs out, after 48 hours."""
+
+    def held() -> list[tuple[str, str]]:
+        end = time.monotonic() + 10
+        while True:
+            with urllib.request.urlopen(f"{alertmanager}/api/v2/alerts?active=true", timeout=5) as answer:
+                found = sorted((a["labels"]["severity"], a["annotations"]["kind"]) for a in json.load(answer))
+            if len(found) <= 1 or time.monotonic() > end:
+                return found
+            time.sleep(0.1)
+
+    def becomes(**changes: str) -> list[tuple[str, str]]:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        assert tell(tmp_path, outbox, told).errors == {}
+        return held()
+
+    told = channels(tmp_path, f'[channels.am]\nkind = "alertmanager"\nurl = "{alertmanager}"\n')
+    path = fault(tmp_path, severity="warning")
+    assert becomes(kind="unit") == [("warning", "unit")]
+    assert becomes(severity="critical", kind="nulls") == [("critical", "nulls")]
+    # It changes once more and is over before that was told.
+    becomes(severity="warning", status="closed", closed_at="2013-07-15T00:00:00Z")
+    end = time.monotonic() + 10
+    while held() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert held() == []
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
