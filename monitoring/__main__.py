@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from monitoring.notify import add_arguments, outbox_of, run, tell
+from monitoring.notify import add_arguments, run, tell_after_look
 from trellis.errors import ConfigError, TrellisError, close_matches
 from trellis.settings import settings, silence_telemetry
 
@@ -137,7 +137,7 @@ def _look(chosen: argparse.Namespace) -> int:
     # By hand, by the exporter or by the loop: every look can be explained later. One taken again is the same decision.
     if result.evidence is not None:
         DecisionStore(engine(settings().database_url)).record(result.decision)
-    tell(home, *outbox_of(settings()))
+    tell_after_look(settings())
     verdict = result.decision.verdict
     if chosen.json:
         body = json.loads(dumps({k: v for k, v in asdict(result).items() if k not in ("evidence", "report", "alert")}))

@@ -8,45 +8,19 @@ import logging
 import os
 import smtplib
 import ssl
-import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from trellis.alerts import SEVERITIES, Alert, Channel, Message
-from trellis.errors import ConfigError, UnavailableError, close_matches
+from trellis.alerts import Alert, Message
+from trellis.errors import ConfigError, UnavailableError
 
 logger = logging.getLogger("trellis.alerts")
 SECONDS = 10.0
-LOG = Channel("log", "log", SEVERITIES)
-_COMMON = {"kind", "severities", "models", "repeat_hours"}
-# A secret's name ends in _env or _file in the configuration: the value itself never stands there.
-_OPTIONS = {
-    "log": set(),
-    "webhook": {"url", "url_env", "url_file", "token_env", "token_file"},
-    "slack": {"url_env", "url_file"},
-    "email": {"host", "port", "from", "to", "tls", "user", "password_env", "password_file"},
-    "alertmanager": {"url", "url_env", "url_file"},
-}  # fmt: skip
-
-
-def read_channels(path: Path | None) -> list[Channel]:
-    """Read the channels' configuration, TOML with one table ``[channels.NAME]`` each; the log is always one.
-
-    Raises:
-        ConfigError: The file is not there, is no TOML, or says what no channel understands.
-    """
-    if path is None:
-        return [LOG]
-    try:
-        told = tomllib.loads(path.read_text(encoding="utf-8")).get("channels", {})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The alert channels cannot be read: {error}.", where=path) from error
-    return [LOG, *(_channel(name, body, path) for name, body in told.items() if name != "log")]
 
 
 def send(message: Message) -> None:
@@ -71,38 +45,13 @@ def send(message: Message) -> None:
             _post(options, _labelled(message), "/api/v2/alerts")
         else:
             _mail(message)
-    except (OSError, smtplib.SMTPException, http.client.HTTPException) as error:
+    except (OSError, smtplib.SMTPException, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise UnavailableError(
             f"The channel {message.channel.name!r} does not take alerts: {_cause(error)}.",
             remedy="It is tried again; see: trellis alerts list.",
         ) from error
-
-
-def _channel(name: str, body: Any, path: Path) -> Channel:
-    kinds = get_args(get_type_hints(Channel)["kind"])
-    kind = body.get("kind") if isinstance(body, Mapping) else None
-    if kind not in kinds:
-        raise ConfigError(
-            f"Channel {name!r} is of no known kind: {kind!r}.", where=path, remedy=f"Use {', '.join(kinds)}."
-        )
-    unknown = sorted(set(body) - _COMMON - _OPTIONS[kind])
-    if unknown:
-        hint = close_matches(unknown[0], _COMMON | _OPTIONS[kind])
-        raise ConfigError(f"Channel {name!r} has no setting {unknown[0]!r}.", where=path, remedy=hint)
-    wrong = [s for s in body.get("severities", ()) if s not in SEVERITIES]
-    if wrong:
-        raise ConfigError(f"{wrong[0]!r} is no severity.", where=path, remedy=f"Use {', '.join(SEVERITIES)}.")
-    needed = {"email": ("host", "from", "to")}.get(kind, ())
-    for option in needed:
-        if option not in body:
-            raise ConfigError(f"Channel {name!r} needs {option!r}.", where=path)
-    if kind in ("webhook", "slack", "alertmanager") and not {"url", "url_env", "url_file"} & set(body):
-        raise ConfigError(f"Channel {name!r} needs a url, url_env or url_file.", where=path)
-    common: dict[str, Any] = {key: body[key] for key in ("repeat_hours",) if key in body}
-    common |= {key: tuple(body[key]) for key in ("severities", "models") if key in body}
-    return Channel(name, kind, **common, options={k: v for k, v in body.items() if k in _OPTIONS[kind]})
 
 
 def _secret(options: Mapping[str, object], name: str) -> str | None:
@@ -140,7 +89,8 @@ def _mail(message: Message) -> None:
     mail["To"] = ", ".join(to) if isinstance(to, list) else str(to)
     mail["Message-ID"] = f"<{message.key}@trellis>"
     mail.set_content("\n\n".join(_text(a) for a in message.alerts))
-    port = int(str(options.get("port", 587)))
+    port = options.get("port", 587)
+    assert isinstance(port, int)
     with smtplib.SMTP(str(options["host"]), port, timeout=SECONDS) as server:
         if options.get("tls", True):
             server.starttls(context=ssl.create_default_context())
@@ -219,5 +169,7 @@ def _cause(error: BaseException) -> str:
     """Say what went wrong without the address, which may be the secret."""
     if isinstance(error, urllib.error.HTTPError):
         return f"it answered {error.code}"
+    if isinstance(error, ValueError | http.client.InvalidURL):  # its text shows what could not be read: the address
+        return f"{type(error).__name__}: its address, or what it is told, is malformed"
     reason = getattr(error, "reason", error)
     return f"{type(reason).__name__}: {getattr(reason, 'strerror', None) or reason}"

@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from monitoring.channels import read_channels, send
+from monitoring.channel_config import read_channels, readable_channels
+from monitoring.channels import send
 from trellis.adapters.alert_files import read_alerts
 from trellis.adapters.alert_outbox import AlertOutbox
 from trellis.alerts import Alert, Channel, Message, Silence, delivered, due, first_seen, hushed, refused, state_of
@@ -73,6 +74,21 @@ def tell(home: Path, outbox: AlertOutbox, channels: list[Channel], now: float | 
 def outbox_of(settings: Settings) -> tuple[AlertOutbox, list[Channel]]:
     """Return the outbox and the channels of the settings."""
     return AlertOutbox(settings.database_url), read_channels(settings.alerts)
+
+
+def tell_after_look(settings: Settings) -> None:
+    """Send what is due, to all channels that can be told; what is wrong with the others breaks no look.
+
+    Args:
+        settings: Of this process.
+    """
+    channels, wrong = readable_channels(settings.alerts)
+    for error in wrong:
+        logger.error("%s", error)
+    try:
+        tell(settings.home.resolve(), AlertOutbox(settings.database_url), channels)
+    except TrellisError as error:
+        logger.error("%s", error)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -19,12 +19,15 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring import __main__ as cli
-from monitoring.channels import LOG, read_channels
-from monitoring.notify import tell
+from monitoring.channel_config import LOG, read_channels
+from monitoring.notify import tell, tell_after_look
 from trellis.adapters.alert_files import close_alerts, raise_alert
 from trellis.adapters.alert_outbox import AlertOutbox
 from trellis.adapters.database import engine
 from trellis.errors import ConfigError
+from trellis.settings import Settings
+
+MAIL = "host = 'h'\nfrom = 'a'\nto = 'b'\n"
 
 
 class Receiver:
@@ -309,9 +312,53 @@ def test_the_real_alertmanager_holds_one_alert_of_an_episode_whose_kind_and_seve
         ("[channels.x]\nkind = 'slack'\nurl = 'https://hooks'\n", "no setting 'url'"),  # it is a secret
         ("[channels.x]\nkind = 'log'\nseverities = ['loud']\n", "'loud' is no severity"),
         ("[channels", "cannot be read"),
+        ("channels = 5\n", r"no tables of channels.*\[channels.NAME\]"),
+        ("[channel.x]\nkind = 'log'\n", r"no tables of channels.*\[channels.NAME\]"),
+        ("[channels.x]\nkind = 'log'\nrepeat_hours = '24'\n", "'repeat_hours' of channel 'x' is '24'.*number of hours"),
+        ("[channels.x]\nkind = 'log'\nrepeat_hours = nan\n", "'repeat_hours' of channel 'x' is nan"),
+        ("[channels.x]\nkind = 'log'\nrepeat_hours = -1\n", "'repeat_hours' of channel 'x' is -1"),
+        ("[channels.x]\nkind = 'log'\nrepeat_hours = true\n", "'repeat_hours' of channel 'x' is True"),
+        ("[channels.x]\nkind = 'log'\nmodels = 'flight'\n", "'models' of channel 'x' is 'flight'.*list of names"),
+        ("[channels.x]\nkind = 'log'\nseverities = 'critical'\n", "'severities' of channel 'x'.*list such as"),
+        (f"[channels.x]\nkind = 'email'\n{MAIL}port = 'abc'\n", "'port' of channel 'x' is 'abc'.*1 to 65535"),
+        (f"[channels.x]\nkind = 'email'\n{MAIL}port = 99999\n", "'port' of channel 'x' is 99999"),
+        (f"[channels.x]\nkind = 'email'\n{MAIL}tls = 'no'\n", "'tls' of channel 'x' is 'no'.*true or false"),
+        ("[channels.x]\nkind = 'email'\nhost = 'h'\nfrom = 'a'\nto = []\n", r"'to' of channel 'x' is \[\]"),
+        ("[channels.x]\nkind = 'webhook'\nurl = 5\n", "'url' of channel 'x' is 5.*text in quotes"),
     ],
 )
 def test_a_wrong_configuration_is_named(tmp_path, text, problem):
     with pytest.raises(ConfigError, match=problem):
         channels(tmp_path, text)
     assert read_channels(None) == [LOG]
+
+
+def test_a_channel_whose_address_is_malformed_keeps_no_other_untold_and_shows_no_secret(
+    tmp_path, receiver, outbox, monkeypatch
+):
+    """A port that is none raises in one vendor, a control character in another, a bracket in a third."""
+    monkeypatch.setenv("A", "https://h:secretport/x")
+    monkeypatch.setenv("B", "https://h/secret path\x7f")
+    monkeypatch.setenv("C", "https://[secret")
+    bad = "".join(f'[channels.{name}]\nkind = "slack"\nurl_env = "{name.upper()}"\n' for name in "abc")
+    told = channels(tmp_path, f'{bad}[channels.ops]\nkind = "webhook"\nurl = "{receiver.url}"\n')
+    fault(tmp_path)
+    found = tell(tmp_path, outbox, told)
+    assert (found.sent, set(found.errors)) == (2, {"a", "b", "c"})
+    assert all("does not take alerts" in error for error in found.errors.values())
+    assert "secret" not in str(found)
+    assert len(receiver.bodies) == 1
+
+
+def test_a_look_tells_the_channels_that_can_be_read_and_is_broken_by_none(tmp_path, receiver, caplog):
+    path = tmp_path / "alerts.toml"
+    path.write_text(
+        f'[channels.bad]\nkind = "log"\nmodels = "m"\n[channels.ops]\nkind = "webhook"\nurl = "{receiver.url}"\n'
+    )
+    fault(tmp_path)
+    tell_after_look(Settings(home=tmp_path, alerts=path))
+    assert [body["model"] for body in receiver.bodies] == ["m"]
+    assert "The 'models' of channel 'bad' is 'm'" in caplog.text
+    (tmp_path / "alerts.toml").unlink()
+    tell_after_look(Settings(home=tmp_path, alerts=path))
+    assert "cannot be read" in caplog.text

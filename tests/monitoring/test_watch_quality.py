@@ -8,7 +8,7 @@ from datetime import timedelta
 import numpy as np
 
 from monitoring.alerts import NOTED
-from monitoring.channels import LOG
+from monitoring.channel_config import LOG
 from monitoring.metrics import read_families
 from monitoring.notify import tell
 from monitoring.skew import skew_table, skew_text
