@@ -8,7 +8,8 @@ import secrets
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,25 @@ from monitoring.channel_config import read_channels, readable_channels
 from monitoring.channels import send
 from trellis.adapters.alert_files import read_alerts
 from trellis.adapters.alert_outbox import AlertOutbox
-from trellis.alerts import Alert, Channel, Message, Silence, delivered, due, first_seen, hushed, refused, state_of
-from trellis.errors import ConfigError, LeaseHeldError, TrellisError
+from trellis.alerts import (
+    KINDS,
+    Alert,
+    Channel,
+    Message,
+    Silence,
+    delivered,
+    due,
+    first_seen,
+    hushed,
+    refused,
+    state_of,
+)
+from trellis.catalog import Catalogue
+from trellis.errors import ConfigError, LeaseHeldError, TrellisError, close_matches
 from trellis.settings import Settings
 
 logger = logging.getLogger(__name__)
+_MOST_HOURS = 8_760
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     listed.add_argument("--json", action="store_true")
     quiet = verbs.add_parser("silence", help="hold some alerts back for a while")
     quiet.add_argument("--model", default="", help="whose; every model's if not given")
-    quiet.add_argument("--kind", default="", help="which kind; every kind if not given")
-    quiet.add_argument("--hours", type=float, default=4.0)
+    quiet.add_argument("--kind", default="", help="which kind, or a family such as DRIFT; every one if not given")
+    quiet.add_argument("--hours", type=float, default=4.0, help="for how long, at most a year")
     quiet.add_argument("--who", default="operator")
     quiet.add_argument("--why", required=True, help="the reason, which is kept")
+    lifted = verbs.add_parser("lift", help="end a silence now; what it held back and still lasts is told")
+    lifted.add_argument("silence", help="its id, which silence and list print")
     test = verbs.add_parser("test", help="send a test message to every channel, or one; exit code 1 if one fails")
     test.add_argument("channel", nargs="?")
     sends = verbs.add_parser("deliver", help="send what is due now; exit code 3 if a channel does not take it")
@@ -116,7 +133,9 @@ def run(chosen: Namespace, settings: Settings) -> int:
     if chosen.verb == "list":
         return _list(outbox, channels, read_alerts(home / "alerts"), everything=chosen.all, as_json=chosen.json)
     if chosen.verb == "silence":
-        return _silence(outbox, chosen)
+        return _silence(outbox, chosen, read_alerts(home / "alerts"), Catalogue([settings.models]).names())
+    if chosen.verb == "lift":
+        return _lift(outbox, chosen.silence)
     if chosen.verb == "test":
         return _test(channels, chosen.channel)
     while True:
@@ -146,9 +165,12 @@ def _list(outbox: AlertOutbox, channels: list[Channel], alerts: list[Alert], *, 
         table.add_column(name, overflow="fold", ratio=3 if name == "what" else 1)
     for a in shown:
         words = [_word(rows.get((a.id, c.name)), c, state_of(a)) for c in channels if c.wants(a)]
-        held = [f"silenced by {s.who}: {s.why}" for s in silences if s.covers(a, now)]
+        held = [f"silenced by {s.who}: {s.why} ({s.id})" for s in silences if s.covers(a, now)]
         table.add_row(a.since[:16], a.severity, a.model, a.reason, "; ".join([*words, *held]), a.explained_by)
     Console().print(table)
+    for s in silences:
+        ends = datetime.fromtimestamp(s.until, UTC).isoformat(timespec="minutes")
+        sys.stdout.write(f"Silence {s.id}: {_whose(s)}, until {ends}, by {s.who}: {s.why}\n")
     return 0
 
 
@@ -158,16 +180,40 @@ def _word(row: Any, channel: Channel, state: str) -> str:
     return f"{channel.name}: {'told' if row is not None and row.told == state else 'not yet'}"
 
 
-def _silence(outbox: AlertOutbox, chosen: Namespace) -> int:
-    if not chosen.why.strip() or chosen.hours <= 0:
-        raise ConfigError("A silence needs a reason and hours above zero.", remedy='Give --why "…" and --hours.')
+def _silence(outbox: AlertOutbox, chosen: Namespace, alerts: list[Alert], models: list[str]) -> int:
+    if not chosen.why.strip() or not 0 < chosen.hours <= _MOST_HOURS:  # not a number is neither
+        raise ConfigError(
+            f"A silence needs a reason and hours above zero, at most {_MOST_HOURS:,}.",
+            remedy='Give --why "…" and --hours.',
+        )
+    kinds = {*KINDS, *(kind for of in KINDS.values() for kind in of), *(a.kind for a in alerts)}
+    kind = chosen.kind if chosen.kind in kinds else chosen.kind.upper()
+    for what, name, known in (("model", chosen.model, {*models, *(a.model for a in alerts)}), ("kind", kind, kinds)):
+        if name and name not in known:
+            asked = getattr(chosen, what)
+            remedy = f"{close_matches(asked, known)} This would have silenced nothing."
+            raise ConfigError(f"There is no {what} {asked!r} of alerts.", remedy=remedy)
     silence = Silence(
-        secrets.token_hex(6), chosen.model, chosen.kind, time.time() + chosen.hours * 3_600, chosen.who, chosen.why
+        secrets.token_hex(6), chosen.model, kind, time.time() + chosen.hours * 3_600, chosen.who, chosen.why
     )
     outbox.silence(silence)
-    whose = " of ".join(part for part in (chosen.kind or "every alert", chosen.model) if part)
-    sys.stdout.write(f"Silenced for {chosen.hours:g} hours: {whose} ({silence.id}).\n")
+    told = f"Silenced for {chosen.hours:g} hours: {_whose(silence)}."
+    sys.stdout.write(f"{told} End it sooner with: trellis alerts lift {silence.id}\n")
     return 0
+
+
+def _lift(outbox: AlertOutbox, name: str) -> int:
+    now = time.time()
+    lasting = {s.id: s for s in outbox.silences() if now < s.until}
+    if name not in lasting:
+        raise ConfigError(f"No silence {name!r} is in force.", remedy=close_matches(name, lasting))
+    outbox.silence(replace(lasting[name], until=now))
+    sys.stdout.write(f"Lifted: {_whose(lasting[name])} ({name}). What it held back is told with the next delivery.\n")
+    return 0
+
+
+def _whose(silence: Silence) -> str:
+    return " of ".join(part for part in (silence.kind or "every alert", silence.model) if part)
 
 
 def _test(channels: list[Channel], name: str | None) -> int:

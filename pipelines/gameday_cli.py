@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pipelines.gameday import SCENARIOS, Report, copy_home, drill
 from trellis.adapters.database import copy_tables, engine
-from trellis.errors import TrellisError
+from trellis.errors import ConfigError, TrellisError
 from trellis.settings import Settings, settings, silence_telemetry
 
 
@@ -56,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     silence_telemetry()
     try:
+        if chosen.quiet_days < 0 or chosen.days < 1:
+            raise ConfigError(
+                f"A game day of {chosen.quiet_days} quiet days and {chosen.days} with the change shows nothing.",
+                where=f"{parser.prog} {chosen.model}",
+                remedy="Give --quiet-days of 0 or more and --days of 1 or more.",
+            )
         config = settings()
         use_copy(config)
         return _told(chosen, trains=config.mlflow_uri is None)

@@ -13,6 +13,22 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 SEVERITIES = ("info", "warning", "critical")
+# What an alert may be of, and its kinds within that; a silence that names neither would hold nothing back.
+KINDS: dict[str, tuple[str, ...]] = {
+    "UPSTREAM_FAULT": (
+        "unit", "time_zone", "recode", "missing", "nulls", "invalid", "constant", "stale", "jump",
+    ),
+    "DRIFT": ("gradual", "sudden", "concept", "label", "scores", "joint"),
+    "DATA_QUALITY": (
+        "missing_column", "unexpected_column", "type_changed", "infinite", "all_null", "nulls", "constant",
+        "out_of_range", "new_category", "duplicates", "outliers", "stale", "clock_skew",
+    ),
+    "PERFORMANCE_ASSUMPTION": ("concept_drift", "extrapolates", "selected_labels", "labels_cover_part"),
+    "SKEW": ("skew",),
+    "RETRAINING_FAILED": ("retraining_failed",),
+    "RETRAINING_REGRESSED": ("retraining_regressed",),
+    "BREAKER_OPEN": ("breaker_open",),
+}  # fmt: skip
 # The commands that explain what rests on no decision; the loop's own explains its alerts.
 _EXPLAINED_BY = {
     "DATA_QUALITY": "trellis watch",

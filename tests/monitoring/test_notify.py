@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,12 +20,18 @@ import pytest
 import sqlalchemy as sa
 
 from monitoring import __main__ as cli
+from monitoring.alerts import DIAGNOSED, NOTED
 from monitoring.channel_config import LOG, read_channels
 from monitoring.notify import tell, tell_after_look
+from monitoring.performance import MEANING
 from trellis.adapters.alert_files import close_alerts, raise_alert
 from trellis.adapters.alert_outbox import AlertOutbox
 from trellis.adapters.database import engine
+from trellis.adapters.loop_alerts import LOOP_OUTCOMES
+from trellis.alerts import KINDS
+from trellis.drift import Diagnosis, Fault
 from trellis.errors import ConfigError
+from trellis.quality import QualityFinding
 from trellis.settings import Settings
 
 MAIL = "host = 'h'\nfrom = 'a'\nto = 'b'\n"
@@ -362,3 +369,69 @@ def test_a_look_tells_the_channels_that_can_be_read_and_is_broken_by_none(tmp_pa
     (tmp_path / "alerts.toml").unlink()
     tell_after_look(Settings(home=tmp_path, alerts=path))
     assert "cannot be read" in caplog.text
+
+
+@pytest.fixture
+def alerts(tmp_path, monkeypatch, capsys):
+    """Run ``trellis alerts`` in a home with one open alert of the model ``flight``; give its exit code and output."""
+    from trellis import settings as module
+
+    fault(tmp_path, model="flight")
+    monkeypatch.setenv("TRELLIS_HOME", str(tmp_path))
+    monkeypatch.setenv("TRELLIS_STORE_URL", f"sqlite:///{tmp_path}/trellis.db")
+    monkeypatch.setenv("COLUMNS", "300")
+    module.settings.cache_clear()
+
+    def run(*words: str) -> tuple[int, str]:
+        code = cli.main(["alerts", *words])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    yield run
+    module.settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--hours", "nan"), "hours above zero, at most 8,760"),
+        (("--hours", "inf"), "hours above zero"),
+        (("--hours", "-1"), "hours above zero"),
+        (("--hours", "8761"), "hours above zero"),
+        (("--model", "fligth"), "no model 'fligth' of alerts. Did you mean 'flight'?"),
+        (("--kind", "upstream_fualt"), "no kind 'upstream_fualt' of alerts. Did you mean"),
+        (("--kind", "out_of_rang"), "Did you mean 'out_of_range'"),
+        (("--why", " "), "needs a reason"),
+    ],
+)
+def test_a_silence_that_would_hold_nothing_back_is_refused(alerts, outbox, words, problem):
+    code, told = alerts("silence", "--why", "known", *words)
+    assert (code, problem in " ".join(told.split())) == (1, True), told
+    assert outbox.silences() == []
+    assert "1 messages taken" in alerts("deliver")[1]
+
+
+@pytest.mark.parametrize("kind", ["UPSTREAM_FAULT", "upstream_fault", ""])
+def test_a_silence_holds_back_until_it_is_lifted(alerts, outbox, kind):
+    code, told = alerts("silence", "--model", "flight", "--kind", kind, "--why", "known")
+    (silence,) = outbox.silences()
+    assert (code, f"trellis alerts lift {silence.id}" in told) == (0, True)
+    assert "0 messages taken" in alerts("deliver")[1]
+    assert silence.id in alerts("list")[1]
+    code, told = alerts("lift", silence.id[:-1] + "x")
+    assert (code, f"Did you mean '{silence.id}'" in told) == (1, True)
+    assert alerts("lift", silence.id)[0] == 0
+    assert "1 messages taken" in alerts("deliver")[1]
+    assert alerts("lift", silence.id)[0] == 1  # it is over already
+
+
+def test_the_kinds_that_can_be_silenced_are_those_that_there_are():
+    def told(of: type, name: str) -> set[str]:
+        text = re.search(rf"^ +{name}: (.*?)(?:^ {{8}}\w+: |\Z)", of.__doc__, re.MULTILINE | re.DOTALL)[1]
+        return set(re.findall(r"``(\w+)``", text))
+
+    assert told(Fault, "kind") == set(KINDS["UPSTREAM_FAULT"])
+    assert told(Diagnosis, "kind") - {"none"} == set(KINDS["DRIFT"])
+    assert told(QualityFinding, "kind") == set(KINDS["DATA_QUALITY"])
+    assert set(MEANING) - {"no_reference"} == set(KINDS["PERFORMANCE_ASSUMPTION"])
+    assert set(KINDS) == DIAGNOSED | NOTED | LOOP_OUTCOMES

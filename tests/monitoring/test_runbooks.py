@@ -10,9 +10,7 @@ import pytest
 import typer
 import yaml
 
-from monitoring.alerts import DIAGNOSED, NOTED
-from trellis.adapters.loop_alerts import LOOP_OUTCOMES
-from trellis.alerts import Alert
+from trellis.alerts import KINDS, Alert
 from trellis.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +19,7 @@ TEXT = (ROOT / "docs" / "runbooks.md").read_text()
 SECTIONS = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.+)$", TEXT, re.MULTILINE)}
 SERVICES = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-OUTCOMES = sorted(DIAGNOSED | NOTED | LOOP_OUTCOMES)
+OUTCOMES = sorted(KINDS)
 
 
 def rules() -> Iterator[dict]:

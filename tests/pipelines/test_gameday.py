@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import gameday_cli
 from pipelines.gameday import SCENARIOS, Day, _recorded, change_for, copy_home, report_of
 from trellis.contract import Field, Metric, ModelSpec, Target
 from trellis.errors import ConfigError
@@ -139,3 +140,13 @@ def test_one_event_time_far_ahead_does_not_say_which_traffic_is_the_newest(tmp_p
     labels.close()
     rows, _ = _recorded(SPEC, tmp_path, 2)
     assert rows["id"].tolist() == [str(i) for i in range(47, 96) if i != 50]
+
+
+@pytest.mark.parametrize("days", [("--quiet-days", "0", "--days", "0"), ("--days", "-1"), ("--quiet-days", "-2")])
+def test_a_game_day_without_a_day_is_refused_before_anything_is_copied(days, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRELLIS_HOME", str(tmp_path))
+    assert gameday_cli.main(["ferry", *days]) == 1
+    told = capsys.readouterr().err
+    assert "shows nothing" in told
+    assert "--days of 1 or more" in told
+    assert list(tmp_path.iterdir()) == []
