@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.evidence import guard_counts
 from trellis.adapters.plan_store import Change
-from trellis.contract import ModelSpec
+from trellis.contract import ModelSpec, RolloutPolicy
 from trellis.ledger import Labelled, labelled, moments
 from trellis.rollout import CanaryInputs, LossStream, RolloutPlan
 from trellis.rollout.bandit import BanditInputs, RewardBatch
@@ -68,7 +68,7 @@ def ab_inputs(
         exposures, latencies = guard_counts(
             spec, found.rows[pair].reset_index(drop=True), share[pair], ours[pair], by_unit=units is not None
         )
-        weight, days = weights[newest.revision], _days(found.times, now)
+        weight, days = weights[newest.revision], days_since_first(found.times, now, spec.rollout)
         arms.append(Arm(variant.version, CanaryInputs(stream, exposures, weight, days, latencies=latencies)))
     return AbInputs(tuple(arms))
 
@@ -101,7 +101,7 @@ def bandit_inputs(
             )
         )
     seed = int(hashlib.sha256(f"{newest.salt} {newest.revision} {now.isoformat()}".encode()).hexdigest()[:8], 16)
-    return BanditInputs(arms, tuple(batches), _days(found.times, now), seed)
+    return BanditInputs(arms, tuple(batches), days_since_first(found.times, now, spec.rollout), seed)
 
 
 def shadow_inputs(
@@ -127,7 +127,7 @@ def shadow_inputs(
     name, primary = f"outputs.{spec.score.name}", f"primary.{spec.score.name}"
     scored = rows["error"].isna() & (rows[name].notna() if name in rows else False)
     pairs = rows[scored].reset_index(drop=True)
-    days = _days(moments(rows["time"]), now)
+    days = days_since_first(moments(rows["time"]), now, spec.rollout)
     if not len(pairs):
         return ShadowInputs(len(rows), len(rows), 0, 0.0, 0.0, days)
     mine = labelled(spec, pairs, labels, _plain(now))
@@ -185,5 +185,10 @@ def _plain(now: datetime) -> np.datetime64:
     return np.datetime64(now.replace(tzinfo=None), "us")
 
 
-def _days(times: NDArray[np.datetime64], now: datetime) -> float:
-    return round(float((_plain(now) - times.min()) / np.timedelta64(1, "D")), 6) if len(times) else 0.0
+def days_since_first(times: NDArray[np.datetime64], now: datetime, policy: RolloutPolicy) -> float:
+    """Return the days of event time since the first row, not counting rows older than the policy's ``max_days``.
+
+    Callers say when a row happened: one of 1900 must not make a trial a century old. The rollout's own clock ends it.
+    """
+    ages = (_plain(now) - times) / np.timedelta64(1, "D")
+    return round(float(ages[ages <= policy.max_days].max(initial=0.0)), 6)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from pipelines.arms import ab_inputs, bandit_inputs, plans_of_trial, shadow_inputs
+from pipelines.arms import ab_inputs, bandit_inputs, days_since_first, plans_of_trial, shadow_inputs
 from pipelines.evidence import guard_counts
 from pipelines.moments import moment
 from pipelines.plugins import plugin_named
@@ -27,7 +27,6 @@ from trellis.decision import Decision, decision_of, dumps
 from trellis.errors import StaleRevisionError
 from trellis.gates import GateInputs, paired_difference
 from trellis.ledger import labelled
-from trellis.ledger import moment as moment_of
 from trellis.rollout import (
     CanaryInputs,
     LossStream,
@@ -309,7 +308,7 @@ def _inputs(
     days = 0.0
     if len(rows):
         found = labelled(spec, rows, labels, now)
-        days = float((moment_of(now) - found.times.min()) / np.timedelta64(1, "D"))
+        days = days_since_first(found.times, now, spec.rollout)
         # In the order in which the labels became known, so that every look sees the stream of the last one, longer.
         order = np.argsort(found.known.observed_at, kind="stable")
         order = order[found.told[order]]
@@ -322,7 +321,7 @@ def _inputs(
         stream=stream,
         exposures=exposures,
         share=trial.plan.canary.weight,
-        days=round(days, 6),
+        days=days,
         expected_difference=expected,
         expected_error=error,
         latencies=latencies,

@@ -54,7 +54,7 @@ def verify_inputs(spec: ModelSpec, cycle: Cycle, now: str, taken_over: str, hist
         version=cycle.version,
         replaced=cycle.champion,
         now=now,
-        days=_days(until, taken),
+        days=max(0.0, _days(until, taken + timedelta(hours=spec.target.delay_hours))),
         margin=spec.rollout.margin,
         new=sums[cycle.version],
         old=sums[cycle.champion],

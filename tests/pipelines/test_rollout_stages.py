@@ -228,6 +228,17 @@ def test_blue_green_goes_back_where_no_worker_answers_with_the_new_version(world
     assert same(replay(decision), decision.verdict)
 
 
+@pytest.mark.parametrize("strategy", ["canary", "ab", "bandit"])
+def test_a_row_of_another_century_does_not_end_a_rollout(world, traffic, strategy):
+    """Callers send the event time; a trial that looked a century old was past its time at the first look."""
+    policy = world(strategy=strategy, min_labels=500, steps=(0.5,))
+    start(policy, "2")
+    traffic(0)
+    traffic(-41_000, rows=3)
+    outcome, plan = look(0.9)
+    assert (outcome, len(plan.canaries)) == ("HOLD", 1)
+
+
 def test_a_rollout_by_caller_counts_callers_and_survives_a_busy_one(world, traffic):
     """One caller makes half of the rows; by row this was a broken split on the first day."""
     from pipelines.rollout import controller

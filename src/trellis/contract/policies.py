@@ -188,7 +188,7 @@ class RetrainPolicy:
         breaker_days: How long it stays open before one more retraining is tried, in days of event time.
         verify_labels: Labelled predictions of a new champion, past the declared delay, after which it is held against
             the one it replaced.
-        verify_days: How long is waited for them, in days of event time.
+        verify_days: How long is waited for them from when the first can be due, in days of event time.
     """
 
     cooldown_days: float = 14.0

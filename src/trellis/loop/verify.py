@@ -23,7 +23,7 @@ class VerifyInputs:
         version: The new champion.
         replaced: The version it replaced.
         now: Event time, RFC 3339.
-        days: Days of event time since it took over.
+        days: Days of event time since the first of its labels can be due, the declared delay after it took over.
         margin: Largest acceptable increase of the mean per-row loss.
         new: Losses of the new champion since it took over, by day; here and below of rows past the declared delay.
         old: Losses of the replaced version from a week before the decision to retrain, by day.
