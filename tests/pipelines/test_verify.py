@@ -71,6 +71,8 @@ def test_a_new_champion_is_not_called_worse_for_the_labels_that_come_first(home:
     assert fooled.new.mean == pytest.approx((1 - 0.2) ** 2)
     inputs, found = look(2, declared=72)
     assert (found.outcome, inputs.new.rows) == ("HOLD", 0)
+    late, found = look(20, declared=20 * 24)  # what is waited for is waited for from when it can be due
+    assert (found.outcome, late.days) == ("HOLD", 0.0)
     inputs, found = look(4, declared=72)
     assert found.outcome == "CONFIRMED", found.reason
     # Ten days of the old version, and of the new one the day that is due and the row at its end.
