@@ -67,7 +67,7 @@ def watch_model(model: str, now: str = "", report: bool = True) -> Watched:
     say(f"{LOOKED}.{verdict.outcome.lower()}", model, found.decision.id, {"action": found.action, "at": at})
     event = ""
     if state.open is not None and state.stage in LONG:
-        event = ask_for_work(state)
+        event = ask_for_work(state, at)
     return Watched(found, work.decision, state, event)
 
 
@@ -92,13 +92,19 @@ def retrain_model(
     return state
 
 
-def ask_for_work(state: Loop) -> str:
-    """Say that a cycle waits for its work; return the event's name."""
+def ask_for_work(state: Loop, looked: str) -> str:
+    """Say that a cycle waits for its work; return the event's name.
+
+    Args:
+        state: Where the loop stands.
+        looked: Event time of the look that says so, RFC 3339.
+    """
     cycle = state.open
     assert cycle is not None
     event = f"{RETRAIN}.{cycle.trigger or 'unknown'}"
     at = state.moved_at or cycle.at
-    say(event, state.model, cycle.decision, {"cycle": cycle.id, "at": at, "stage": state.stage})
+    details = {"cycle": cycle.id, "at": at, "stage": state.stage, "looked": looked}
+    say(event, state.model, cycle.decision, details)
     return event
 
 
@@ -113,8 +119,9 @@ def say(event: str, model: str, decision: str, details: dict[str, str]) -> None:
         event,
         resource={"prefect.resource.id": f"trellis.model.{model}", "prefect.resource.name": model},
         payload={"model": model, "decision": decision, **details},
-        # The same saying is the same event, however often a killed run repeats it.
-        id=uuid5(NAMESPACE_URL, f"{event}/{decision}/{details.get('at', '')}"),
+        # The same look's saying is the same event, however often a killed run repeats it; the server takes an id once,
+        # and leaves it out for half an hour, so a further look's has to be another.
+        id=uuid5(NAMESPACE_URL, f"{event}/{decision}/{details.get('at', '')}/{details.get('looked', '')}"),
     )
 
 

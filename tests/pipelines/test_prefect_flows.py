@@ -183,6 +183,38 @@ def test_flows_run_and_are_deployed_under_a_real_server(
     assert decisions().get(outcome["decision"]).verdict.outcome == "PROMOTE"
 
 
+def test_every_look_says_anew_that_work_waits_and_a_repeated_one_says_it_once(
+    server: tuple[httpx.Client, dict[str, str]], home: Path, tmp_path: Path
+):
+    """The server takes an event's id once: under the cycle's alone, what was lost on its way stayed lost."""
+    api, environment = server
+    code = (
+        "import sys\n"
+        "from pipelines.stack_loop import ask_for_work\n"
+        "from pipelines.steps import flow\n"
+        "from trellis.loop import Cycle, Loop\n"
+        "cycle = Cycle('toy-cycle-1', 'retrain-1', 'drift', '2013-07-01T00:00:00Z', '1')\n"
+        "state = Loop('toy', stage='training', cycle=cycle, moved_at='2013-07-01T00:00:00Z')\n"
+        "@flow\n"
+        "def look(at: str) -> str: return ask_for_work(state, at)\n"
+        "for at in sys.argv[1:]: look(at)\n"
+    )
+    script = tmp_path / "looks.py"
+    script.write_text(code)
+    looks = ["2013-07-01T00:00:00Z", "2013-07-01T00:00:00Z", "2013-07-01T00:10:00Z"]
+    done = subprocess.run(
+        [sys.executable, str(script), *looks], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+    def said() -> list[str]:
+        asked = {"filter": {"event": {"name": ["trellis.retrain.drift"]}}}
+        return sorted(event["payload"]["looked"] for event in api.post("/events/filter", json=asked).json()["events"])
+
+    _until(lambda: len(said()) >= 2, 30, tmp_path / "server.log")
+    assert said() == sorted(set(looks))
+
+
 @pytest.mark.timeout(900)
 def test_a_decision_to_retrain_is_an_event_that_an_automation_acts_on_once(
     server: tuple[httpx.Client, dict[str, str]], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
