@@ -86,12 +86,21 @@ def advance(model: Model, now: Now = "", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def loop(model: Model, now: Now = "", since: Since = "", as_json: AsJson = False) -> None:
+def loop(
+    model: Model,
+    now: Now = "",
+    since: Since = "",
+    paced: Annotated[
+        bool,
+        typer.Option(help="For schedules: at the newest prediction's time; judge drift only when a look is due."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """One turn of the loop: look, decide, and train again if the decision says so."""
     from pipelines.loop import turn_loop
 
     with reporting(StepProgress(quiet=as_json)):
-        turn = turn_loop(model, now or _now(), since=since)
+        turn = turn_loop(model, now or ("latest" if paced else _now()), since=since, paced=paced)
     lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in (turn.look.decision, turn.retrain)]
     if turn.outcome:
         lines.append(

@@ -1,4 +1,4 @@
-"""The flows as Prefect deployments, for a server: ``trellis flow deploy``.
+"""The flows as Prefect deployments, for a server: ``trellis flow deploy``; every model's loop with its schedule.
 
 A deployment's entrypoint is an attribute of this module, ``pipelines.deployments.train_model`` say: the process that
 Prefect starts for a run imports it and finds the Prefect flow, made only then.
@@ -7,14 +7,17 @@ Prefect starts for a run imports it and finds the Prefect flow, made only then.
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines import batch, data, loop, rollout, stack_loop, training
+from pipelines.plugins import catalogue
 from pipelines.steps import Flow
 from trellis.errors import ConfigError
 from trellis.settings import settings
 
 NAME = "trellis"
+_BEGIN = datetime(2013, 1, 1, tzinfo=UTC)
 FLOWS: dict[str, Flow[Any, Any]] = {
     flow.function.__name__: flow
     for flow in (
@@ -63,6 +66,32 @@ def _deployment(name: str, flow: Flow[Any, Any]) -> Any:
 
     # Applied anew, a deployment's automations are replaced: doing it twice leaves one.
     triggers = [stack_loop.retraining_trigger()] if name == "retrain_model" else []
-    made = flow.prefect.to_deployment(name=NAME, entrypoint_type=EntrypointType.MODULE_PATH, triggers=triggers)
+    made = flow.prefect.to_deployment(
+        name=NAME,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        triggers=triggers,
+        schedules=_turns() if name == "watch_model" else [],
+    )
     made.entrypoint = f"{__name__}.{name}"
     return made
+
+
+def _turns() -> list[Any]:
+    """Return when each model's loop takes a turn, one after the other within the period.
+
+    The period begins at a fixed moment, so that deploying again postpones nothing. Schedules go without a slug: applied
+    anew they replace those that were there, also where models are gone or the setting is 0.
+    """
+    from prefect.schedules import Interval
+
+    minutes, models = settings().loop_minutes, catalogue().names()
+    if not minutes:
+        return []
+    return [
+        Interval(
+            timedelta(minutes=minutes),
+            anchor_date=_BEGIN + timedelta(minutes=minutes * place / len(models)),
+            parameters={"model": model, "paced": True},
+        )
+        for place, model in enumerate(models)
+    ]

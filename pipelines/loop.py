@@ -58,11 +58,13 @@ class Look:
     """What one look found.
 
     Attributes:
-        decision: The drift decision.
+        decision: The drift decision; of a paced look between two due ones the newest on record, if one stands.
         action: What it recommends: ``retrain``, ``watch``, ``fix upstream``, ``wait`` or ``none``.
         signals: What of it speaks for a retraining, or does not.
         report: The Evidently workspace, if a report was written.
         alert: File of the open alert, if there is one.
+        at: End of the window that was looked at, event time, RFC 3339.
+        recorded: Whether the decision is on record; one that found no rows to judge, when paced, is not.
     """
 
     decision: Decision
@@ -70,6 +72,8 @@ class Look:
     signals: tuple[Signal, ...]
     report: str | None
     alert: str | None
+    at: str = ""
+    recorded: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,14 +94,21 @@ class Turn:
 
 
 @step(keep=False)
-def look(model: str, until: str, report: bool = True) -> Look:
+def look(model: str, until: str, report: bool = True, paced: bool = False) -> Look:
     """Run the watch job in its own process and keep its decision.
+
+    Args:
+        model: Whose.
+        until: Event time of the look, RFC 3339, or ``latest``: the newest prediction's.
+        report: Whether a look that judges writes a report.
+        paced: Whether to judge only when the model's next declared look is due.
 
     Raises:
         DataError: The job failed.
     """
     command = [sys.executable, "-m", "monitoring", "watch", model, "--until", until, "--json"]
-    done = subprocess.run(command + ([] if report else ["--no-report"]), capture_output=True, text=True)
+    command += ([] if report else ["--no-report"]) + (["--paced"] if paced else [])
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in _VERDICTS:
         raise DataError(
             f"The watch job of {model!r} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}",
@@ -106,10 +117,12 @@ def look(model: str, until: str, report: bool = True) -> Look:
         )
     result: dict[str, Any] = json.loads(done.stdout)
     decision = _LOOK.validate_python(result["decision"])
-    decisions().record(decision)
+    recorded = result["evidence"] is not None
+    if recorded:
+        decisions().record(decision)
     found = result["diagnosis"]
     signals = _signals(decision, found)
-    return Look(decision, found["action"], signals, result["report"], result["alert"])
+    return Look(decision, found["action"], signals, result["report"], result["alert"], result["end"], recorded)
 
 
 @step(keep=False)
@@ -142,7 +155,7 @@ def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     decision = decision_of(
         "retrain",
         model=model,
-        subject=f"after {found.decision.id}",
+        subject=f"after {found.decision.id}" if found.recorded else "before the first look",
         at=now,
         inputs=inputs,
         policy=policy,
@@ -161,23 +174,32 @@ def turn_loop(
     since: str = "",
     tables: Tables | None = None,
     report: bool = True,
+    paced: bool = False,
 ) -> Turn:
     """Look once, decide, and go on with the retraining that is going on, as far as the world allows.
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339.
+        now: Event time of the look, RFC 3339; ``latest``, for a paced turn, is the newest prediction's.
         recipe: How to train; the spec's first recipe if not given.
         since: Start of the training period, RFC 3339; empty for what the policy's method says.
         tables: Raw tables to use instead of a fresh ingest.
         report: Whether the look writes a report, which takes some seconds.
+        paced: Whether it judges drift only when the model's next declared look is due; the newest verdict on record
+            stands until then. For schedules, which come more often than that.
     """
     mirror(model)
-    found = look(model, now, report)
+    found = look(model, now, report, paced)
     work = Work(model, found, Retraining(model, recipe, since, tables))
-    state = turn(loops(), work, plugin_named(model).spec.retrain, model, now)
+    at = time_of_turn(found, loops().current(model)) if paced else now
+    state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
     announce(state)
     return Turn(found, work.decision, state, _outcome(state, work.decision))
+
+
+def time_of_turn(found: Look, state: Loop) -> str:
+    """Return the event time of a paced turn: the look's, or the loop's last move where somebody took a later one."""
+    return max(found.at, state.moved_at or found.at, key=moment)
 
 
 def announce(state: Loop) -> None:

@@ -1,10 +1,10 @@
 """The loop in a stack: a light flow that looks and decides, and one that retrains when its event is heard.
 
-``watch_model`` runs on a schedule. What it finds and decides it says as Prefect events; an automation, which comes with
-the deployment of ``retrain_model``, runs that one on a decision to retrain. Events may be lost, doubled or late: the
-loop's own store is what counts. A decision begins one cycle in it, whoever hears of it; ``retrain_model`` does the
-stages of that decision's cycle under the loop's lease and finds nothing to do where they are done; and as long as a
-cycle has not got through them, every further look says its event again.
+``watch_model`` runs for every model on a schedule, ``TRELLIS_LOOP_MINUTES``. What it finds and decides it says as
+Prefect events; an automation, which comes with the deployment of ``retrain_model``, runs that one on a decision to
+retrain. Events may be lost, doubled or late: the loop's own store is what counts. A decision begins one cycle in it,
+whoever hears of it; ``retrain_model`` does the stages of that decision's cycle under the loop's lease and finds nothing
+to do where they are done; and as long as a cycle has not got through them, every further look says its event again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from pipelines.data import Tables
-from pipelines.loop import Look, Work, announce, look
+from pipelines.loop import Look, Work, announce, look, time_of_turn
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
 from pipelines.rollout import mirror
 from pipelines.steps import flow, step
-from pipelines.stores import decisions, loops
+from pipelines.stores import decisions, loops, plans
 from pipelines.training import Recipe
 from trellis.decision import Decision
+from trellis.errors import LeaseHeldError
 from trellis.loop import LONG, Loop, begin, go_on
 from trellis.settings import settings
 
@@ -49,19 +50,34 @@ class Watched:
 
 
 @flow
-def watch_model(model: str, now: str = "", report: bool = True) -> Watched:
+def watch_model(model: str, now: str = "", report: bool = True, paced: bool = False) -> Watched | None:
     """Look once, decide, follow a rollout that is going on, and say what was decided.
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339; now if not given.
+        now: Event time of the look, RFC 3339; now if not given, or when paced the newest prediction's.
         report: Whether the look writes a report, which takes some seconds.
+        paced: As schedules ask: drift is judged only when the model's next declared look is due; and what has no
+            turn to take, a model that nobody has planned or asked yet, or whose loop another turn holds, is left alone.
+
+    Returns:
+        What it came to; None where a paced turn had nothing to do.
     """
-    at = now or datetime.now(UTC).isoformat(timespec="seconds")
+    asked = (settings().directory() / "predictions" / model).glob("*")
+    if paced and (plans().current(model) is None or not any(asked)):
+        return None
+    at = now or ("latest" if paced else datetime.now(UTC).isoformat(timespec="seconds"))
     mirror(model)
-    found = look(model, at, report)
+    found = look(model, at, report, paced)
     work = Work(model, found, Retraining(model))
-    state = begin(loops(), work, plugin_named(model).spec.retrain, model, at)
+    if paced:
+        at = time_of_turn(found, loops().current(model))
+    try:
+        state = begin(loops(), work, plugin_named(model).spec.retrain, model, at)
+    except LeaseHeldError:
+        if not paced:
+            raise
+        return None
     announce(state)
     verdict = found.decision.verdict
     say(f"{LOOKED}.{verdict.outcome.lower()}", model, found.decision.id, {"action": found.action, "at": at})

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     work_pool: str | None = Field(
         None, description="Prefect work pool that runs the deployments; the process that offers them, if unset."
     )
+    loop_minutes: float = Field(
+        60.0, ge=0, le=43_200, description="How often a deployed model's loop takes a turn, in minutes; 0 for never."
+    )
     auth: Literal["auto", "on", "off"] = Field(
         "auto", description="Whether requests need an API key; auto asks for one wherever HOST is not loopback."
     )

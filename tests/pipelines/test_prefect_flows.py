@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 UNTIL = "2013-05-01T00:00:00Z"
 PREPARING = {"ingest", "validate", "build_features", "materialize", "build_training_set"}
+PACED = {"model": "toy_binary", "paced": True}
 TRAINING = {"train", "conformance", "evaluate", "gate", "register", "plan_rollout"}
 
 
@@ -91,6 +92,7 @@ def server(home: Path, tmp_path: Path) -> Iterator[tuple[httpx.Client, dict[str,
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "TRELLIS_ORCHESTRATOR": "prefect",
+        "TRELLIS_LOOP_MINUTES": "0",
         "PYTHONUNBUFFERED": "1",
     }
     log = tmp_path / "server.log"
@@ -126,6 +128,10 @@ def _tasks(api: httpx.Client, flow_run: str) -> dict[str, str]:
     return {task["name"].rpartition("-")[0]: task["state_type"] for task in found}
 
 
+def _turns(api: httpx.Client) -> list[dict[str, Any]]:
+    return api.get("/deployments/name/watch-model/trellis").json()["schedules"]
+
+
 def test_flows_run_and_are_deployed_under_a_real_server(
     server: tuple[httpx.Client, dict[str, str]], home: Path, tmp_path: Path
 ):
@@ -159,11 +165,14 @@ def test_flows_run_and_are_deployed_under_a_real_server(
 
     # As a deployment, with the parameters as JSON; every step but the acts was done before.
     log = tmp_path / "deploy.log"
-    with _process([sys.executable, "-m", "pipelines", "deploy"], environment, log, signal.SIGTERM):
+    weekly = environment | {"TRELLIS_LOOP_MINUTES": "10080"}
+    with _process([sys.executable, "-m", "pipelines", "deploy"], weekly, log, signal.SIGTERM):
         names = {"prepare-data", "train-model", "advance-rollout", "turn-loop", "predict-table"}
         names |= {"watch-model", "retrain-model"}
         _until(lambda: len(api.post("/deployments/filter", json={}).json()) == len(names), 60, log)
         assert {api.get(f"/deployments/name/{name}/trellis").status_code for name in names} == {200}
+        # Every model's loop takes its turn; applied again, the schedule is one, and without turns none.
+        assert [(s["schedule"]["interval"], s["parameters"]) for s in _turns(api)] == [(604_800, PACED)]
         made = api.get("/deployments/name/train-model/trellis").json()["id"]
         wrong = {"parameters": {"model": "toy_binary", "recipe": {"name": 7}}}
         refused = api.post(f"/deployments/{made}/create_flow_run", json=wrong)
@@ -178,6 +187,14 @@ def test_flows_run_and_are_deployed_under_a_real_server(
             return state if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
         assert _until(ended, 150, log) == "COMPLETED", log.read_text()[-2_000:]
+    for minutes, intervals in (("1440", [86_400]), ("0", [])):
+        again = environment | {"TRELLIS_LOOP_MINUTES": minutes}
+        with _process([sys.executable, "-m", "pipelines", "deploy"], again, log, signal.SIGTERM):
+
+            def applied(wanted: list[int] = intervals) -> bool:
+                return [s["schedule"]["interval"] for s in _turns(api)] == wanted
+
+            _until(applied, 120, log)
     assert [change.plan.revision for change in plans().history("toy_binary")] == [1]
     assert [v.version for v in registry().versions("toy_binary")] == [outcome["version"]]
     assert decisions().get(outcome["decision"]).verdict.outcome == "PROMOTE"

@@ -59,6 +59,8 @@ class Stack:
             "COMPOSE_FILE": f"docker-compose.yml{os.pathsep}tests/stack/compose.yaml",
             "STACK_TEST_WEBHOOK": str(webhook),
             "STACK_WATCH_SECONDS": "15",
+            # The tests take the loop's turns themselves, so that each decision is at its known moment.
+            "TRELLIS_LOOP_MINUTES": "0",
             "STACK_START_SECONDS": str(600 * PATIENCE),
             **settings,
         }

@@ -1,0 +1,122 @@
+"""Scheduled turns: drift is judged at the declared pace, everything else goes on at every turn, and none does harm."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.test_loop_flow import MODEL, ROOT, serve, text
+
+
+@pytest.fixture
+def served(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a champion and a week that is as in training."""
+    from pipelines.training import Recipe, train_model
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert train_model(MODEL, Recipe("linear"), until=text(0)).verdict == "PROMOTE"
+    serve(home, 10, 7)
+    return home
+
+
+def kept(kind: str) -> list[str]:
+    from pipelines.stores import decisions
+
+    return [d.verdict.outcome for d in decisions().list(MODEL, kind)]
+
+
+def test_a_turn_that_is_not_due_uses_the_verdict_on_record_and_goes_on_with_the_cycle(served: Path):
+    from pipelines.loop import time_of_turn, turn_loop
+    from trellis.loop import Loop
+
+    first = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert (first.look.decision.verdict.outcome, first.retrain.verdict.outcome) == ("STABLE", "WAIT")
+    # The newest prediction came 216 seconds before the end of the day.
+    assert first.retrain.at == first.look.at == "2013-05-17T23:56:25Z"
+    serve(served, 17, 3, law=0.1)  # the same x means the opposite now
+    early = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert (early.look.decision, early.retrain.verdict.outcome) == (first.look.decision, "WAIT")
+    assert early.retrain.at == early.look.at > first.look.at
+    serve(served, 20, 4, law=0.1)
+    turn = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert (turn.look.decision.verdict.outcome, turn.retrain.verdict.outcome) == ("DRIFT", "RETRAIN")
+    assert (turn.loop.stage, kept("drift")) == ("rollout", ["STABLE", "DRIFT"])
+
+    # The canary is looked at by turns that judge no drift.
+    serve(served, 24, 1, law=0.1)
+    seen = len(kept("canary"))
+    later = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert later.look.decision == turn.look.decision
+    assert "is going on (rollout)" in later.retrain.verdict.reason
+    assert len(kept("canary")) == seen + 1
+    assert kept("drift") == ["STABLE", "DRIFT"]
+    assert len(list((served / "drift" / MODEL).glob("*.json"))) == 2
+
+    assert later.retrain.subject == f"after {turn.look.decision.id}"
+    # Where somebody took a turn at a later moment by hand, a paced one does not go back before it.
+    assert time_of_turn(later.look, replace(later.loop, moved_at=text(26))) == text(26)
+    assert time_of_turn(later.look, later.loop) == time_of_turn(later.look, Loop(MODEL)) == later.look.at
+
+
+def test_the_schedules_own_trigger_speaks_at_turns_that_are_not_due(served: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.loop import turn_loop
+    from pipelines.plugins import plugin_named
+
+    plugin = plugin_named(MODEL)
+    policy = replace(plugin.spec.retrain, schedule_days=18.0, cooldown_days=0.0, min_new_labels=0)
+    monkeypatch.setattr(plugin, "spec", replace(plugin.spec, retrain=policy))
+    assert turn_loop(MODEL, "latest", report=False, paced=True).retrain.verdict.outcome == "WAIT"
+    serve(served, 17, 2)
+    turn = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert (kept("drift"), turn.retrain.verdict.outcome) == (["STABLE"], "RETRAIN")
+    assert turn.loop.cycle.trigger == "schedule"
+
+
+def test_a_turn_before_the_first_look_leaves_no_decision_on_drift(home: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.loop import turn_loop
+    from pipelines.training import Recipe, train_model
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert train_model(MODEL, Recipe("linear"), until=text(0)).verdict == "PROMOTE"
+    serve(home, 10, 1)
+    turn = turn_loop(MODEL, "latest", report=False, paced=True)
+    assert (turn.look.recorded, turn.retrain.verdict.outcome) == (False, "WAIT")
+    assert turn.retrain.subject == "before the first look"
+    assert "INSUFFICIENT" in " ".join(c.text for c in turn.retrain.verdict.checks)
+    assert kept("drift") == []
+
+
+def test_a_scheduled_turn_leaves_alone_what_has_none_to_take(served: Path):
+    from pipelines.stack_loop import watch_model
+    from pipelines.stores import loops, plans
+    from trellis.errors import LeaseHeldError
+
+    assert plans().current("toy_multiclass") is None
+    assert watch_model("toy_multiclass", paced=True) is None
+    with loops().lease(MODEL):
+        assert watch_model(MODEL, report=False, paced=True) is None
+        with pytest.raises(LeaseHeldError):
+            watch_model(MODEL, now=text(17), report=False)
+    assert kept("retrain") == []  # it is weighed under the lease
+    found = watch_model(MODEL, report=False, paced=True)
+    assert found is not None
+    assert found.retrain.verdict.outcome == "WAIT"
+    logs = served / "predictions" / MODEL
+    logs.rename(logs.with_name("gone"))
+    assert watch_model(MODEL, report=False, paced=True) is None
+    assert not logs.exists()
+
+
+def test_two_turns_at_once_judge_once_and_the_command_line_paces(served: Path):
+    command = [sys.executable, "-m", "pipelines", "loop", MODEL, "--paced", "--json"]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [(*turn.communicate(timeout=120), turn.returncode) for turn in both]
+    told = [json.loads(out) for out, _, code in ended if code == 0]
+    assert told, ended
+    assert all(b"Another" in err for _, err, code in ended if code)
+    assert {t["look"]["decision"]["id"] for t in told} == {told[0]["look"]["decision"]["id"]}
+    assert kept("drift") == ["STABLE"]
+    assert len(list((served / "drift" / MODEL).glob("*.json"))) == 1
