@@ -46,49 +46,51 @@ class Recorded:
         return {f.column for f in found.faults} <= {f.column for f in self.found.faults}
 
 
-def newest(directory: Path, until: datetime, mark: str = "") -> Recorded | None:
-    """Return the newest look up to a moment that had rows enough; None without one.
+def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = "") -> Recorded | None:
+    """Return the newest look on record that had rows enough, of the declared pace's last days.
 
     Args:
         directory: The model's evidence.
-        until: Moment of event time.
-        mark: ``CERTAIN`` for looks that asked for certain faults alone.
+        policy: Declares how often a look is due.
+        until: End of the look now taken, event time.
+        mark: ``CERTAIN`` for looks between two due ones, which asked for certain faults alone.
+
+    Returns:
+        The look; None where there is none within ``30 / looks_per_month`` days, so that the next one is due.
     """
     for path in sorted(directory.glob(f"*Z{mark}.json"), reverse=True):
         try:
             end = datetime.strptime(path.name.removesuffix(f"{mark}.json"), STAMP).replace(tzinfo=UTC)
             if end > until:
                 continue
+            if until - end >= timedelta(days=pace_days(policy)):
+                break
             decision = _DECISION.validate_json(path.read_bytes())
             inputs = _INPUTS.validate_python(decision.inputs["inputs"])
-            policy = _POLICY.validate_python(decision.inputs["policy"])
+            then = _POLICY.validate_python(decision.inputs["policy"])
         except (OSError, KeyError, ValueError) as error:
             logger.warning("evidence %s cannot be read (%s); left alone", path, type(error).__name__)
             continue
         if decision.verdict.outcome != "INSUFFICIENT":
-            return Recorded(decision, diagnose(inputs, policy), inputs.version, end, path)
+            return Recorded(decision, diagnose(inputs, then), inputs.version, end, path)
     return None
 
 
-def is_due(policy: DriftPolicy, last: Recorded | None, until: datetime) -> bool:
-    """Whether a look that ends at ``until`` is the next one declared, of event time."""
-    return last is None or until - last.end >= timedelta(days=pace_days(policy))
-
-
 def on_record(
-    directory: Path, until: datetime, last: Recorded | None, found: Diagnosis, version: str
+    directory: Path, policy: DriftPolicy, until: datetime, last: Recorded | None, found: Diagnosis, version: str
 ) -> Recorded | None:
     """Return what stands after a look between two due ones; None where nothing does, or what it found is news.
 
     Args:
         directory: The model's evidence.
+        policy: Declares how often a look is due.
         until: End of the look.
         last: The newest look that judged.
         found: What the look between found.
         version: The version that is watched; what another one's look said of its own training data says nothing here.
     """
     if found.faults:
-        between = newest(directory, until, CERTAIN)
+        between = newest(directory, policy, until, CERTAIN)
         told = between if last is None or (between is not None and between.end > last.end) else last
         return told if told is not None and told.covers(found) else None
     return last if last is not None and last.version == version and not found.missing_rows else None

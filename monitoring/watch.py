@@ -15,7 +15,7 @@ from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, is_due, newest, on_record
+from monitoring.pace import CERTAIN, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -49,7 +49,7 @@ class WatchResult:
         skew: Its features beside their recomputation; None where a model joins none, or nothing could be recomputed.
         evidence: The decision's file; None where none stands.
         report: The Evidently workspace; None where no report was asked for, or none was possible.
-        alert: File of the open alert; None where all is well.
+        alert: File of the alert that this look opened or went on with; None without one.
         end: End of the window that was looked at, event time, RFC 3339.
         judged: Whether the look judged; else its decision, if a file holds it, is the one on record that stands.
     """
@@ -114,8 +114,8 @@ def watch(
     shown = [_window(frame[place == i], subject, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
     standing = standing_of(subject, found, edges, moment(until))
     directory = home / "drift" / model
-    last = newest(directory, until) if paced else None
-    judged = not paced or (shown[-1].rows >= spec.drift.min_rows and is_due(spec.drift, last, until))
+    last = newest(directory, spec.drift, until) if paced else None
+    judged = not paced or (last is None and shown[-1].rows >= spec.drift.min_rows)
     inputs = DriftInputs(
         model,
         subject.version,
@@ -153,7 +153,7 @@ def watch(
     rows, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
     quality = quality_of(rows, before, subject, later=later)
     skew = _skew(rows, subject, store)
-    record = None if judged else on_record(directory, until, last, diagnosis, subject.version)
+    record = None if judged else on_record(directory, spec.drift, until, last, diagnosis, subject.version)
     news = judged or (record is None and bool(diagnosis.faults))
     evidence = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json" if news else None
     if record is not None:
