@@ -82,6 +82,11 @@ class _Features:
         """Compute what needs no store; see ``OnlineFeatures``."""
         return self._opened().derived(service, request)
 
+    def close(self) -> None:
+        """Close the connections of the store, if it was opened; on the event loop."""
+        if self._store is not None:
+            self._store.close()
+
     def _opened(self) -> OnlineFeatures:
         with self._lock:
             if self._store is None:
@@ -141,13 +146,13 @@ def _log_to_stderr(level: str) -> None:
     logging.getLogger("uvicorn.access").propagate = False
 
 
-def open_service(config: Settings) -> PredictionService:
+def open_service(config: Settings, features: _Features | None = None) -> PredictionService:
     """Build the service of this process from the settings."""
     plans = PlanStore(config.database_url)
     home, metrics = config.home.resolve(), Metrics()
     shadows = Shadows(home, config.models.resolve(), metrics, verify_key=config.verify_key)
     keys = KeyStore(config.database_url) if config.needs_keys else None
-    plugins, features = Catalogue([config.models]), _Features(config)
+    features, plugins = features or _Features(config), Catalogue([config.models])
     return PredictionService(home, config, plans, plugins, features, metrics, shadows, keys, loops.workers())
 
 
@@ -174,7 +179,8 @@ class Prediction:
     def __init__(self) -> None:
         config = settings()
         _log_to_stderr(config.log_level.upper())
-        self._service = open_service(config)
+        self._features = _Features(config)
+        self._service = open_service(config, self._features)
         _ours.app = self._service.app()
 
     @bentoml.on_startup
@@ -199,6 +205,7 @@ class Prediction:
         for task in self._tasks:
             task.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._service.stop)
+        self._features.close()
         logger.info("every answered prediction is on the disk")
 
     async def _freeze(self) -> None:

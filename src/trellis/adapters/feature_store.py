@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -268,6 +269,11 @@ class FeatureStore:
             "digest": plan.digest,
         }
 
+    def close(self) -> None:
+        """Close what is open to a Redis, on the event loop that asked it; what is asked later opens it again."""
+        for client in filter(None, map(vars(self).get, ("_loop_redis", "_redis"))):
+            client.close()
+
     def _surroundings(self) -> AbstractContextManager[None]:
         return surroundings(self._home, self._online_store)
 
@@ -386,11 +392,8 @@ class FeatureStore:
         """Put SQLite in write-ahead mode, so that reads go on while a materialisation writes."""
         online = self._feast.config.online_store
         if online.type == "sqlite":
-            import sqlite3
-
-            with sqlite3.connect(online.path) as db:
+            with closing(sqlite3.connect(online.path)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
-            db.close()
 
 
 def _aware(at: datetime) -> datetime:

@@ -1,15 +1,18 @@
 """Redis as the online store: our reader against Feast's own read, over every view and type, on a real server."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -176,6 +179,36 @@ def test_both_stores_give_the_same(redis_store, sqlite_store):
         assert [plain(v) for v in ours[name].tolist()] == [plain(v) for v in other[name].tolist()], name
     for view in times:
         np.testing.assert_array_equal(times[view], other_times[view])
+
+
+def test_a_closed_store_leaves_redis_no_connection_and_can_be_used_again(redis_url, tmp_path):
+    store = open_store(tmp_path, redis_url)
+    reader = store.row_reader("everything")
+    row = {name: cells[0] for name, cells in ROWS.items()}
+
+    def ours(client):
+        return {c["id"] for c in client.client_list()} - before
+
+    async def scene():
+        fetched = await reader.fetch(row)
+        store.online("everything", ROWS, {})
+        during = ours(client)
+        store.close()
+        end = time.monotonic() + 10
+        while ours(client):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        again = await reader.fetch(row)
+        store.close()
+        await asyncio.sleep(0.01)
+        return fetched, during, again
+
+    with contextlib.closing(redis.Redis.from_url(redis_url)) as client:
+        store.close()
+        before = {c["id"] for c in client.client_list()}
+        fetched, during, again = asyncio.run(scene())
+    assert len(during) == 2, "one for the loop and one for threads"
+    assert again.times == fetched.times
 
 
 @pytest.mark.parametrize("way", ["in a thread", "on a loop"])
