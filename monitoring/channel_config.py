@@ -45,20 +45,13 @@ _SHAPES: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def read_channels(path: Path | None) -> list[Channel]:
+def read_channels(path: Path | None) -> tuple[list[Channel], list[ConfigError]]:
     """Read the channels' configuration, TOML with one table ``[channels.NAME]`` each; the log is always one.
 
-    Raises:
-        ConfigError: The file is not there, is no TOML, or says what no channel understands.
+    Returns:
+        The channels that can be read, the log first; and what is wrong with the others, for one must not keep the rest
+        untold.
     """
-    found, wrong = readable_channels(path)
-    if wrong:
-        raise wrong[0]
-    return found
-
-
-def readable_channels(path: Path | None) -> tuple[list[Channel], list[ConfigError]]:
-    """Return the channels that can be read, the log first, and what is wrong with the others."""
     if path is None:
         return [LOG], []
     try:

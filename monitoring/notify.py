@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from monitoring.channel_config import read_channels, readable_channels
+from monitoring.channel_config import read_channels
 from monitoring.channels import send
 from trellis.adapters.alert_files import read_alerts
 from trellis.adapters.alert_outbox import AlertOutbox
@@ -86,18 +86,13 @@ def tell(home: Path, outbox: AlertOutbox, channels: list[Channel], now: float | 
         return Told(0, {})
 
 
-def outbox_of(settings: Settings) -> tuple[AlertOutbox, list[Channel]]:
-    """Return the outbox and the channels of the settings."""
-    return AlertOutbox(settings.database_url), read_channels(settings.alerts)
-
-
 def tell_after_look(settings: Settings) -> None:
     """Send what is due, to all channels that can be told; what is wrong with the others breaks no look.
 
     Args:
         settings: Of this process.
     """
-    channels, wrong = readable_channels(settings.alerts)
+    channels, wrong = read_channels(settings.alerts)
     for error in wrong:
         logger.error("%s", error)
     try:
@@ -128,8 +123,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(chosen: Namespace, settings: Settings) -> int:
     """Do a verb of ``trellis alerts`` and return its exit code."""
-    outbox, channels = outbox_of(settings)
+    outbox, (channels, wrong) = AlertOutbox(settings.database_url), read_channels(settings.alerts)
     home = settings.home.resolve()
+    for error in wrong:
+        sys.stderr.write(f"error: {error}\n")
     if chosen.verb == "list":
         return _list(outbox, channels, read_alerts(home / "alerts"), everything=chosen.all, as_json=chosen.json)
     if chosen.verb == "silence":
@@ -137,13 +134,13 @@ def run(chosen: Namespace, settings: Settings) -> int:
     if chosen.verb == "lift":
         return _lift(outbox, chosen.silence)
     if chosen.verb == "test":
-        return _test(channels, chosen.channel)
+        return 1 if _test(channels, chosen.channel) or wrong else 0
     while True:
         told = tell(home, outbox, channels)
         sys.stdout.write(f"{told.sent} messages taken, {len(told.errors)} channels down\n")
         sys.stdout.flush()
         if chosen.every is None:
-            return 3 if told.errors else 0
+            return 3 if told.errors or wrong else 0
         time.sleep(chosen.every)
 
 

@@ -77,7 +77,10 @@ def outbox(tmp_path: Path) -> AlertOutbox:
 def channels(tmp_path: Path, text: str) -> list:
     path = tmp_path / "alerts.toml"
     path.write_text(text)
-    return read_channels(path)
+    found, wrong = read_channels(path)
+    if wrong:
+        raise wrong[0]
+    return found
 
 
 def fault(home: Path, key: str = "1", severity: str = "critical", model: str = "m") -> Path:
@@ -337,7 +340,7 @@ def test_the_real_alertmanager_holds_one_alert_of_an_episode_whose_kind_and_seve
 def test_a_wrong_configuration_is_named(tmp_path, text, problem):
     with pytest.raises(ConfigError, match=problem):
         channels(tmp_path, text)
-    assert read_channels(None) == [LOG]
+    assert read_channels(None) == ([LOG], [])
 
 
 def test_a_channel_whose_address_is_malformed_keeps_no_other_untold_and_shows_no_secret(
@@ -355,6 +358,18 @@ def test_a_channel_whose_address_is_malformed_keeps_no_other_untold_and_shows_no
     assert all("does not take alerts" in error for error in found.errors.values())
     assert "secret" not in str(found)
     assert len(receiver.bodies) == 1
+
+
+def test_a_setting_that_is_wrong_is_told_and_fails_the_verb_and_the_other_channels_are_told(alerts, tmp_path, receiver):
+    good = f'[channels.ops]\nkind = "webhook"\nurl = "{receiver.url}"\n'
+    (tmp_path / "alerts.toml").write_text(f'[channels.bad]\nkind = "log"\nmodels = "m"\n{good}')
+    code, told = alerts("deliver")
+    assert (code, [body["model"] for body in receiver.bodies]) == (3, ["flight"])
+    assert "The 'models' of channel 'bad' is 'm'" in told
+    code, told = alerts("test")
+    assert (code, "ops: taken" in told) == (1, True)
+    assert alerts("silence", "--why", "known")[0] == 0
+    assert alerts("list")[0] == 0
 
 
 def test_a_look_tells_the_channels_that_can_be_read_and_is_broken_by_none(tmp_path, receiver, caplog):
@@ -380,6 +395,8 @@ def alerts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TRELLIS_HOME", str(tmp_path))
     monkeypatch.setenv("TRELLIS_STORE_URL", f"sqlite:///{tmp_path}/trellis.db")
     monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "alerts.toml").write_text("")
+    monkeypatch.setenv("TRELLIS_ALERTS", str(tmp_path / "alerts.toml"))
     module.settings.cache_clear()
 
     def run(*words: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from trellis.contract import RetrainPolicy
 from trellis.decision import dumps
+from trellis.errors import StorageError
 from trellis.settings import settings
 
 app = typer.Typer(
@@ -133,8 +135,9 @@ def _move(model: str, who: str, as_json: bool, change: Any, hint: str = "") -> N
     before = store.current(model)
     move = change(before)
     store.commit(before, move.state, who=who, why=move.why)
-    # What is not closed here, by a kill or because this home is another, the next turn closes.
-    keep_loop_alerts(settings().directory("alerts"), move.state, datetime.now(UTC).isoformat(timespec="seconds"))
+    # What is not closed here, by a kill or because the loop's home is another, the next turn closes.
+    with contextlib.suppress(StorageError):
+        keep_loop_alerts(settings().directory("alerts"), move.state, datetime.now(UTC).isoformat(timespec="seconds"))
     if as_json:
         typer.echo(json.dumps(json.loads(dumps(move.state)), indent=2))
         return
