@@ -74,7 +74,13 @@ def test_the_service_from_start_to_stop(world, row, tmp_path, workers):
             assert status(client, "/v2/health/ready") == 503
             assert status(client, "/readyz") == 503
             world.deploy(world.artifact("1", model="toy_tensor", onnx=True), model="toy_tensor")
-            wait_for(lambda: [status(client, "/v2/health/ready") for _ in range(6)] == [200] * 6, "readiness")
+
+            def ready():
+                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as fresh:
+                    return status(fresh, "/v2/health/ready") == 200
+
+            # A connection of its own for each, so that both workers are asked.
+            wait_for(lambda: all(ready() for _ in range(6)), "readiness")
             family = psutil.Process(process.pid).children(recursive=True)
             assert len(family) >= workers
             image = {"image": [[0.1, 0.2], [0.3, 0.4]]}
