@@ -134,7 +134,7 @@ model-rollout: install ## Look at a model's rollout once and take the step that 
 test-stack: install ## Bring the stack up from nothing, run the whole loop through it, kill every container under load
 	STACK_TEST=1 $(BIN)/python -m pytest tests/stack -x -s
 
-bench: install ## Run the benchmarks; they print ratios against the stock way; FULL=1 takes the sizes of the goals (hours)
+bench: install ## Run the benchmarks; they print ratios against the stock way and fail where a goal is missed; FULL=1: its sizes (hours)
 	@for bench in tests/benchmarks/bench_*.py; do full=; \
 	  if [ -n "$(FULL)" ] && grep -q -e '--full' $$bench; then full=--full; fi; echo "== $$bench $$full"; \
 	  OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python $$bench $$full || exit 1; done

@@ -237,8 +237,8 @@ def judged(fired: list[bool], scenario: Scenario) -> tuple[float, float | None, 
     return (0.0 if delay is None else 1 - delay / 6) * 0.5**early, delay, early
 
 
-def main() -> None:
-    """Print scores, delays, false alarms and how often causes were named rightly."""
+def main() -> int:
+    """Print scores, delays, false alarms and how often causes were named rightly; return 1 where a goal is missed."""
     seeds = 10 if "--full" in sys.argv else 1
     if "--seeds" in sys.argv:
         seeds = int(sys.argv[sys.argv.index("--seeds") + 1])
@@ -292,7 +292,8 @@ def main() -> None:
     met = "met" if np.mean(asked) >= 0.9 else "MISSED"
     print(f"upstream fault, season or concept change named rightly: {np.mean(asked):.1%}, target 90 %: {met}")
     print(f"{time.perf_counter() - started:.0f} s")
+    return int(beats == "NO" or met == "MISSED")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

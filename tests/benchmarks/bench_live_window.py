@@ -42,8 +42,8 @@ def looking(home: Path, environment: dict[str, str], stop: threading.Event, took
         took.append(after.children_user + after.children_system - before.children_user - before.children_system)
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; return 1 where looks cost the serving process more than asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rate", type=float, default=400.0, help="requests per second")
     parser.add_argument("--seconds", type=int, default=12, help="of each round")
@@ -99,7 +99,8 @@ def main() -> None:
         print(f"{min(rows)} to {max(rows)} rows, each {statistics.median(took):.1f} s of the job's own processor time")
         print(f"{'left alone':24}{alone:8.0f} us of the serving process per request")
         print(f"{'with looks going on':24}{watched:8.0f} us ({more:+.1%}; {more * share:+.2%} of a core, asked < 2 %)")
+    return int(more * share >= 0.02)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ how far estimates are off: the share of weeks held, from the fifth on, before an
 """
 
 import argparse
+import sys
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -209,7 +210,7 @@ def learned(runs):
 
 
 def main():
-    """Print coverage where assumptions hold, and flags where they do not."""
+    """Print coverage where assumptions hold, and flags where they do not; return 1 where a share is too low."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="2,000 runs of every scenario instead of 400")
     runs = 2_000 if parser.parse_args().full else 400
@@ -220,11 +221,13 @@ def main():
     within, above = sum(abs(s - 0.95) <= 0.03 for s in shares), sum(s > 0.98 for s in shares)
     learned(runs // 4)
     noise = 1.96 * np.sqrt(0.95 * 0.05 / runs)
-    print(f"\nwithin 95 % +- 3 points: {within} of {len(shares)}, above: {above}", end=" ")
+    below = len(shares) - within - above
+    print(f"\nwithin 95 % +- 3 points: {within} of {len(shares)}, above: {above}, BELOW: {below}", end=" ")
     print(f"(chance alone moves a share by {noise:.1%})")
     print(f"flagged: at most {max(f[2] for f in held):.1%} where nothing drifts (budget {BUDGET:.1%} a look), ", end="")
     print(f"at least {min(f[2] for f in drifted):.1%} where the concept does; {time.perf_counter() - begun:.0f} s")
+    return int(below > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
