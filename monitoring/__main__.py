@@ -120,7 +120,7 @@ def _look(chosen: argparse.Namespace) -> int:
 
     subject = subject_of(chosen.model, settings())
     home = settings().home.resolve()
-    with alone(home, chosen.model):
+    with alone(home):
         until = chosen.until or datetime.now(UTC)
         if until == LATEST:
             until = _after_the_last(chosen.model)

@@ -97,10 +97,10 @@ def on_record(
 
 
 @contextmanager
-def alone(home: Path, model: str) -> Iterator[None]:
-    """Wait until no other process looks at the model: two at once would take the same share of the budget."""
+def alone(home: Path) -> Iterator[None]:
+    """Wait until no other process looks: two at once would take one share of the budget twice, or lose metrics."""
     directory = home / "drift"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f"{model}.lock").open("w") as lock:
+    with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -161,10 +161,12 @@ def watch(
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
     alert = None
     if news and evidence is not None:
-        write_atomically(evidence, dumps(decision))
         write_atomically(LookStore(home).path(look), dumps(look))
         alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
     follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
+    if news and evidence is not None:
+        # Last: a paced look that was killed before is still due, so that its alert is not missed.
+        write_atomically(evidence, dumps(decision))
     allowed = spec.drift.max_loss_increase
     publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None

@@ -64,7 +64,7 @@ class Look:
         report: The Evidently workspace, if a report was written.
         alert: File of the open alert, if there is one.
         at: End of the window that was looked at, event time, RFC 3339.
-        recorded: Whether the decision is on record; one that found no rows to judge, when paced, is not.
+        recorded: Whether the decision is on record; a paced look's that asked nothing is not.
     """
 
     decision: Decision
@@ -155,7 +155,7 @@ def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     decision = decision_of(
         "retrain",
         model=model,
-        subject=f"after {found.decision.id}" if found.recorded else "before the first look",
+        subject=f"after {found.decision.id}" if found.recorded else "without a verdict on record",
         at=now,
         inputs=inputs,
         policy=policy,

@@ -157,8 +157,8 @@ def test_damaged_evidence_is_left_alone_and_the_look_before_counts(served, caplo
 def test_one_look_at_a_time(served) -> None:
     """A second process waits for the first, so that it finds the evidence of that one."""
     code = "import sys; from pathlib import Path; from monitoring.pace import alone\n"
-    code += "with alone(Path(sys.argv[1]), 'm'): print('in', flush=True)"
-    with alone(served.home, "m"):
+    code += "with alone(Path(sys.argv[1])): print('in', flush=True)"
+    with alone(served.home):
         other = subprocess.Popen([sys.executable, "-c", code, str(served.home)], cwd=ROOT, stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(3)
@@ -198,3 +198,16 @@ def test_the_watching_job_asks_for_paced_looks(served, monkeypatch) -> None:
     assert len(taken) == 11
     assert not set(taken) & {1, 2}
     assert len(evidence(served)) == 3  # 10 days after the first, at eight in 30
+
+
+def test_a_look_that_was_killed_before_its_end_is_still_due_and_its_alert_is_heard(served, monkeypatch) -> None:
+    from monitoring import watch as module
+
+    served.serve(14, turned)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "follow_up", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            look(served)
+    again = look(served)
+    assert (again.judged, again.decision.verdict.outcome) == (True, "DRIFT")
+    assert again.alert is not None

@@ -84,7 +84,7 @@ def test_a_turn_before_the_first_look_leaves_no_decision_on_drift(home: Path, mo
     serve(home, 10, 1)
     turn = turn_loop(MODEL, "latest", report=False, paced=True)
     assert (turn.look.recorded, turn.retrain.verdict.outcome) == (False, "WAIT")
-    assert turn.retrain.subject == "before the first look"
+    assert turn.retrain.subject == "without a verdict on record"
     assert "INSUFFICIENT" in " ".join(c.text for c in turn.retrain.verdict.checks)
     assert kept("drift") == []
 
