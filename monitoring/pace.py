@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from monitoring.families import STAMP
@@ -20,6 +23,7 @@ from trellis.drift import Diagnosis, DriftInputs, diagnose, pace_days
 logger = logging.getLogger(__name__)
 # A look between two due ones spends nothing: under another name it is not counted among those that do.
 CERTAIN = ".faults"
+COVERED = 0.75  # of a window's length, that a paced look needs
 _DECISION, _INPUTS, _POLICY = TypeAdapter(Decision), TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy)
 
 
@@ -74,6 +78,27 @@ def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = ""
         if decision.verdict.outcome != "INSUFFICIENT":
             return Recorded(decision, diagnose(inputs, then), inputs.version, end, path)
     return None
+
+
+def asked_of(
+    policy: DriftPolicy, rows: int, times: NDArray[np.datetime64], start: np.datetime64, end: np.datetime64
+) -> DriftPolicy:
+    """Return the policy, with as many rows asked as the window would hold had it been served for three quarters.
+
+    A reference is of whole periods. The first hours or days of a service are some time of the day or of the week, and
+    differ from it for that alone; their verdict would stand until the next due look.
+
+    Args:
+        policy: The model's drift policy.
+        rows: Rows of the window.
+        times: Event times of all rows that were served.
+        start: Start of the window.
+        end: Its end.
+    """
+    served = float((end - max(times.min(), start)) / (end - start)) if rows else 1.0
+    if served >= COVERED:
+        return policy
+    return replace(policy, min_rows=max(policy.min_rows, math.ceil(rows * COVERED / max(served, 1e-6))))
 
 
 def on_record(

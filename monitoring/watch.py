@@ -15,7 +15,7 @@ from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, newest, on_record
+from monitoring.pace import CERTAIN, asked_of, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -115,7 +115,8 @@ def watch(
     standing = standing_of(subject, found, edges, moment(until))
     directory = home / "drift" / model
     last = newest(directory, spec.drift, until) if paced else None
-    judged = not paced or (last is None and shown[-1].rows >= spec.drift.min_rows)
+    policy = asked_of(spec.drift, shown[-1].rows, found.times, edges[-2], edges[-1]) if paced else spec.drift
+    judged = not paced or (last is None and shown[-1].rows >= policy.min_rows)
     inputs = DriftInputs(
         model,
         subject.version,
@@ -140,14 +141,14 @@ def watch(
             level=look_alpha(spec.drift, taken),
         )
     end = shown[-1].end
-    verdict, diagnosis = decide(inputs, spec.drift), diagnose(inputs, spec.drift)
+    verdict, diagnosis = decide(inputs, policy), diagnose(inputs, policy)
     decision = decision_of(
         "drift",
         model=model,
         subject=f"{shown[-1].start}/{end}",
         at=end,
         inputs=inputs,
-        policy=spec.drift,
+        policy=policy,
         verdict=verdict,
     )
     rows, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]

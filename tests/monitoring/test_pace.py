@@ -66,6 +66,20 @@ def test_a_watcher_that_looks_more_often_judges_at_the_declared_pace_and_with_a_
     assert len(samples(served.home, "trellis_drift_psi")) == len(judged[-1].diagnosis.shifts)
 
 
+def test_the_first_days_of_a_service_are_not_judged(served) -> None:
+    """Half a window of afternoons is no week: nothing is decided of it, and the first look that is, is a whole one."""
+    served.serve(3, turned)
+    first = look(served)
+    assert (first.judged, first.decision.verdict.outcome, first.alert) == (False, "INSUFFICIENT", None)
+    assert "a verdict needs" in first.decision.verdict.reason
+    assert evidence(served) == []
+    then = served.now
+    served.serve(3, turned)
+    whole = look(served)
+    assert (whole.judged, whole.decision.verdict.outcome) == (True, "DRIFT")
+    assert watch(served.subject, served.home, then, report=False).judged  # by hand it is
+
+
 def test_drift_is_heard_at_the_next_due_look_and_stands_until_the_one_after(served) -> None:
     served.serve(14)
     assert look(served).judged
