@@ -21,7 +21,6 @@ def quality_of(
     window: pd.DataFrame,
     earlier: pd.DataFrame,
     subject: Subject,
-    sla_hours: dict[str, float] | None = None,
     *,
     later: pd.DataFrame | None = None,
 ) -> tuple[QualityFinding, ...]:
@@ -31,7 +30,6 @@ def quality_of(
         window: Predictions of the window judged.
         earlier: Predictions of the windows before it, which outliers are told from.
         subject: What is watched.
-        sla_hours: Largest healthy age by view; the subject's own if not given.
         later: Predictions whose event time is after the window, for clocks that are ahead.
     """
     spec = subject.spec
@@ -40,7 +38,6 @@ def quality_of(
         list(spec.fields.values()),
         spec.quality,
         history=history_of(subject.reference),
-        sla_hours=sla_hours if sla_hours is not None else subject.sla_hours,
         later=later,
     )
     apart = outliers(window, earlier, subject)

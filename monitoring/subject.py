@@ -30,7 +30,6 @@ class Subject:
         version: The version whose baseline this is.
         reference: Its training data, summarised.
         views: Feature view by column; ``request`` and ``on_demand`` for what no feature table holds.
-        sla_hours: Largest healthy age of features by view, in hours.
         loss_models: What is expected of predictions without labels, by version; a version may lack it.
         services: Feature service by version, for those that read another than the champion.
     """
@@ -39,7 +38,6 @@ class Subject:
     version: str
     reference: Reference
     views: Mapping[str, str]
-    sla_hours: Mapping[str, float] = field(default_factory=dict)
     loss_models: Mapping[str, LossModel] = field(default_factory=dict)
     services: Mapping[str, str] = field(default_factory=dict)
 

@@ -124,7 +124,6 @@ def watch(
         (*(w.coarse() for w in shown[:-1]), shown[-1]),
         {name: subject.views.get(name, "request") for name in subject.reference.columns},
         units={name: unit for name, unit in subject.units.items() if name in subject.reference.columns},
-        sla_hours=dict(subject.sla_hours),
         level=0.0,
         estimate=estimate_of(standing),
     )

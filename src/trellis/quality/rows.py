@@ -63,7 +63,6 @@ def check_rows(
     policy: QualityPolicy,
     *,
     history: Mapping[str, ColumnHistory] | None = None,
-    sla_hours: Mapping[str, float] | None = None,
     later: pd.DataFrame | None = None,
 ) -> tuple[QualityFinding, ...]:
     """Look through served rows; an empty frame has no finding.
@@ -73,7 +72,6 @@ def check_rows(
         fields: The declared fields; a feature's stored value wins over what a caller sent.
         policy: From which shares something is a finding.
         history: What training showed, by column.
-        sla_hours: Largest healthy age by feature view, in hours.
         later: Predictions whose event time is after the rows' window; those received with them that are ahead of the
             clock belong to them.
     """
@@ -88,7 +86,7 @@ def check_rows(
         elif field.kind != "tensor":
             found += _column(frame[source], field, policy, (history or {}).get(field.name, ColumnHistory()), ids)
     found += _repeats(frame, policy, ids)
-    found += _ages(frame, sla_hours or {}, policy, ids)
+    found += _ages(frame, policy, ids)
     found += _clocks(frame, frame.head(0) if later is None else later)
     return tuple(found)
 
@@ -179,18 +177,13 @@ def _repeats(frame: pd.DataFrame, policy: QualityPolicy, ids: NDArray[np.str_]) 
         yield finding("duplicates", "", again, "repeats of another request", ids)
 
 
-def _ages(
-    frame: pd.DataFrame, sla_hours: Mapping[str, float], policy: QualityPolicy, ids: NDArray[np.str_]
-) -> Iterator[QualityFinding]:
-    for view, bound in sla_hours.items():
-        column = f"feature_times.{view}"
-        if column in frame:
-            age = pd.to_datetime(frame["time"], utc=True) - pd.to_datetime(
-                frame[column], utc=True, errors="coerce", format="ISO8601"
-            )
-            old = (age > pd.Timedelta(hours=bound)).to_numpy()
+def _ages(frame: pd.DataFrame, policy: QualityPolicy, ids: NDArray[np.str_]) -> Iterator[QualityFinding]:
+    """Rows that the service marked, because a view's features were past their SLA when they were served."""
+    for column in frame:
+        if str(column).startswith("stale."):
+            old = frame[column].notna().to_numpy()
             if old.mean() > policy.max_invalid:
-                yield finding("stale", view, old, f"features older than the SLA of {bound:g} h", ids)
+                yield finding("stale", str(column).removeprefix("stale."), old, "features past their SLA", ids)
 
 
 def _clocks(frame: pd.DataFrame, later: pd.DataFrame) -> Iterator[QualityFinding]:

@@ -43,7 +43,7 @@ def healthy() -> pd.DataFrame:
 
 
 def look(frame: pd.DataFrame):
-    return check_rows(frame, FIELDS, QualityPolicy(), history=HISTORY, sla_hours={"weather": 2.0})
+    return check_rows(frame, FIELDS, QualityPolicy(), history=HISTORY)
 
 
 def some(frame: pd.DataFrame, column: str, value, step: int = 10) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def test_healthy_and_no_rows_have_no_finding() -> None:
         (lambda f: some(f, "request.at", "yesterday"), "type_changed", "at"),
         (lambda f: some(f, "request.line", "island"), "new_category", "line"),
         (lambda f: some(f, "request.kind", "c"), "new_category", "kind"),
-        (lambda f: some(f, "feature_times.weather", "2024-06-01T00:00:00Z"), "stale", "weather"),
+        (lambda f: some(f.assign(**{"stale.weather": None}), "stale.weather", "impute"), "stale", "weather"),
         (
             lambda f: f.assign(received_at=f["time"].where(f.index % 9 > 0, f["time"] - pd.Timedelta("1h"))),
             "clock_skew",
