@@ -220,7 +220,12 @@ def test_every_look_says_anew_that_work_waits_and_a_repeated_one_says_it_once(
     script.write_text(code)
     looks = ["2013-07-01T00:00:00Z", "2013-07-01T00:00:00Z", "2013-07-01T00:10:00Z"]
     done = subprocess.run(
-        [sys.executable, str(script), *looks], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), *looks],
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2_000:]
 

@@ -164,6 +164,7 @@ def test_the_first_look_waits_for_a_hung_model_so_long_and_no_longer(world, gate
     assert not world.service.looked(0.3)
     assert world.service.looked(20)
     assert not world.service.ready
+    until(lambda: "toy_tensor" in world.service.models.names())  # at its turn, which it need not wait for long
     assert revision(world, "toy_tensor") == 1
     refused = world.predict(row())
     assert (refused.status_code, "is being loaded" in refused.json()["error"]["reason"]) == (503, True)

@@ -208,10 +208,14 @@ def previous_champion(history: Sequence[RolloutPlan], to: str = "") -> RolloutPl
     Raises:
         InvalidPlanError: There is no such champion.
     """
-    current, line = history[-1], list[RolloutPlan]()
+    current, line, before = history[-1], list[RolloutPlan](), history[0]
     for plan in history:
         at = next((i for i, p in enumerate(line) if p.champion.version == plan.champion.version), len(line))
-        line[at:] = [plan]
+        if at < len(line) - 1 and _won(before, plan):
+            line = [*line[:at], *line[at + 1 :], plan]  # tried anew and found good: it took over from the last one
+        else:
+            line[at:] = [plan]
+        before = plan
     known = {plan.champion.version: plan for plan in history if plan.champion.version != current.champion.version}
     if not known:
         raise InvalidPlanError(
@@ -226,3 +230,11 @@ def previous_champion(history: Sequence[RolloutPlan], to: str = "") -> RolloutPl
             remedy=f"Name one of {', '.join(sorted(known))} with --to.",
         )
     return replace(current, variants=(replace(found.champion, weight=1.0),), shadows=())
+
+
+def _won(before: RolloutPlan, after: RolloutPlan) -> bool:
+    """Return whether the champion took over from a trial, and did not come back because of a rollback."""
+    version, old = after.champion.version, before.champion.version
+    tried = {v.version for v in before.canaries} | {s.version for s in before.shadows}
+    switched = any(v.role == "standby" and v.version == old for v in after.variants)
+    return version != old and (version in tried or switched)

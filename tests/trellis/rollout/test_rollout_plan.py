@@ -13,6 +13,7 @@ from trellis.rollout.plan import (
     Variant,
     first_plan,
     previous_champion,
+    promoted,
     unit_position,
     with_canaries,
     with_canary,
@@ -116,3 +117,19 @@ def test_a_rolled_back_version_comes_back_by_name_only():
             previous_champion(history, to)
     with pytest.raises(InvalidPlanError, match="never had another champion"):
         previous_champion(history[:1])
+
+
+def test_an_earlier_champion_that_won_again_took_over_from_the_one_between():
+    one, two = (replace(BASE, variants=(replace(arm(v), role="champion", weight=1.0),)) for v in "12")
+    trial = with_canary(two, arm("1"), 0.5)
+    again = promoted(trial)
+    back = previous_champion([one, two, trial, again])
+    assert back.champion.version == "2"
+    with pytest.raises(InvalidPlanError, match="--to"):
+        previous_champion([one, two, trial, again, back])
+    warm = with_standby(two, arm("1"))
+    window = with_standby(one, arm("2"))
+    assert previous_champion([one, two, warm, window]).champion.version == "2"
+    # A rollback in the window, to the old version that was kept warm, is one.
+    with pytest.raises(InvalidPlanError, match="--to"):
+        previous_champion([two, warm, window, two])
