@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from services.prediction.background import Background, Job, Key
 from services.prediction.columns import batch, to_json
 from services.prediction.metrics import Metrics
 from services.prediction.versions import LoadedVersion, load
+from trellis.adapters.plan_store import Change
 from trellis.contract import Batch, ModelPlugin, ModelSpec
-from trellis.errors import ArtifactError, InvalidPlanError, StorageError, UnknownModelError, close_matches
-from trellis.rollout.plan import RolloutPlan, Variant
+from trellis.errors import ArtifactError, InvalidPlanError, StorageError, TrellisError, UnknownModelError, close_matches
+from trellis.rollout.plan import RolloutPlan, Variant, line_of_champions
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,9 @@ class Plans(Protocol):
     def current(self, model: str) -> RolloutPlan | None:
         """Return a model's plan."""
 
+    def history(self, model: str) -> Sequence[Change]:
+        """Return every change of a model's plan, oldest first."""
+
 
 class Plugins(Protocol):
     """Where the plug-ins are."""
@@ -48,8 +52,8 @@ class Active:
 
     A canary that could not be loaded is not in ``versions``: the champion, which always is, answers in its place, and
     each such row counts as one that the canary failed on.
-    ``previous`` is the champion before this one, kept warm for requests on which the champion breaks; after a rollback
-    there is none, because a version that was rolled back is not to answer again. ``reads`` is the declaration by
+    ``previous`` is the version that the champion took over from, kept warm for requests on which the champion breaks.
+    One that was rolled back is none: it is not to answer again. ``reads`` is the declaration by
     version for those that were released with another feature service than it names.
     """
 
@@ -302,7 +306,7 @@ class Models:
         model.faults = faults
         if plan.champion.version in held:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(done, held, _previous(active, plan), _reads(model.spec, plan, held))
+            model.active = Active(done, held, self._behind(active, plan, held), _reads(model.spec, plan, held))
             self._metrics.revision.labels(name).set(plan.revision)
             self._metrics.expect(name, held)
             if not repeated:
@@ -332,6 +336,22 @@ class Models:
         model = ModelRuntime.of(name, self._plugins.plugin(name))
         self._prepare_model(model)
         return model
+
+    def _behind(
+        self, active: Active | None, plan: RolloutPlan, held: Mapping[str, LoadedVersion]
+    ) -> LoadedVersion | None:
+        """Return the version that the plan's champion took over from, where it is in memory."""
+        now = plan.champion
+        if active is not None and (active.champion.version, active.champion.digest) == (now.version, now.digest):
+            return active.previous
+        try:
+            history = [change.plan for change in self._plans.history(plan.model)]
+        except TrellisError as error:
+            logger.warning("%s has no version to fall back to, as its plans cannot be read: %s", plan.model, error)
+            return None
+        line = line_of_champions([p for p in history if p.revision <= plan.revision])
+        before = line[-2].champion if len(line) > 1 else None
+        return None if before is None else held.get(before.version) or _held(active, before)
 
     def _failed(self, name: str, what: str, error: BaseException, known: bool) -> str:
         self._metrics.load_failures.labels(name).inc()
@@ -372,15 +392,3 @@ def _reads(spec: ModelSpec, plan: RolloutPlan, versions: Mapping[str, LoadedVers
         if service and service != spec.feature_service:
             reads[variant.version] = replace(spec, feature_service=service)
     return reads
-
-
-def _previous(active: Active | None, plan: RolloutPlan) -> LoadedVersion | None:
-    """Return the version that stands behind the new plan's champion."""
-    if active is None:
-        return None
-    champion = plan.champion
-    if active.champion.digest == champion.digest:
-        return active.previous
-    if active.previous is not None and active.previous.digest == champion.digest:
-        return None
-    return active.champion

@@ -1,14 +1,18 @@
 """Cache and fallback: which link answered is said and logged, and no link answers for another version's inputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from prometheus_client import CollectorRegistry
 
 from services.prediction import cache as cache_module
 from services.prediction.app import PredictionService
 from services.prediction.cache import AnswerCache
+from trellis.rollout.plan import with_standby
 
 
 def sigmoid(z):
@@ -117,6 +121,34 @@ def test_a_version_that_was_rolled_back_never_stands_in(world, row):
     world.deploy(good)  # rolled back
     assert world.predict(row(x=1.0)).json()["version"] == "1"
     assert world.predict(row(x=9.5)).status_code == 503
+
+
+def test_going_back_twice_or_by_name_leaves_no_later_version_to_stand_in(world, row):
+    one, two, three = world.artifact("1", raises=True), world.artifact("2"), world.artifact("3")
+    for back in ((two, one), (one,)):
+        for variant in (one, two, three, *back):
+            world.deploy(variant)
+        assert world.predict(row(x=1.0)).json()["version"] == "1"
+        assert world.predict(row(x=9.5)).status_code == 503
+
+
+def test_a_worker_started_later_knows_what_was_rolled_back_and_what_is_kept_warm(world, row):
+    def restart():
+        world.service = world.make(CollectorRegistry())
+        world.app = world.service.app()
+        world.service.models.poll()
+
+    good, bad = world.artifact("1", raises=True), world.artifact("2", c=1.0)
+    world.deploy(good)
+    world.deploy(bad)
+    restart()
+    world.deploy(good)
+    assert world.predict(row(x=9.5)).status_code == 503
+    champion, three = world.deploy(bad), world.artifact("3", raises=True)
+    window = with_standby(replace(champion, variants=(three,)), bad)
+    world.plans.save(window, expected_revision=champion.revision, who="test", why="switched")
+    restart()
+    assert world.predict(row(x=9.5)).json()["fallback"] == [{"link": "previous", "why": "version 3 failed"}]
 
 
 def test_a_canary_that_breaks_is_answered_by_the_champion_and_it_is_said(world, row):

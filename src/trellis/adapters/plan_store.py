@@ -141,11 +141,13 @@ class PlanStore:
 
         Raises:
             StorageError: The database does not answer.
+            InvalidPlanError: What is stored is no plan.
         """
         query = sa.select(_changes).where(_changes.c.model == model).order_by(_changes.c.revision.desc()).limit(last)
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
-        return [Change(_adapter.validate_json(row.document), row.at, row.who, row.why) for row in reversed(rows)]
+        where = self._database.where
+        return [Change(_plan(model, row.document, where), row.at, row.who, row.why) for row in reversed(rows)]
 
     def models(self) -> list[str]:
         """Return the models that have a plan, sorted.

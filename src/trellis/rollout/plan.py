@@ -208,14 +208,7 @@ def previous_champion(history: Sequence[RolloutPlan], to: str = "") -> RolloutPl
     Raises:
         InvalidPlanError: There is no such champion.
     """
-    current, line, before = history[-1], list[RolloutPlan](), history[0]
-    for plan in history:
-        at = next((i for i, p in enumerate(line) if p.champion.version == plan.champion.version), len(line))
-        if at < len(line) - 1 and _won(before, plan):
-            line = [*line[:at], *line[at + 1 :], plan]  # tried anew and found good: it took over from the last one
-        else:
-            line[at:] = [plan]
-        before = plan
+    current, line = history[-1], line_of_champions(history)
     known = {plan.champion.version: plan for plan in history if plan.champion.version != current.champion.version}
     if not known:
         raise InvalidPlanError(
@@ -232,9 +225,28 @@ def previous_champion(history: Sequence[RolloutPlan], to: str = "") -> RolloutPl
     return replace(current, variants=(replace(found.champion, weight=1.0),), shadows=())
 
 
-def _won(before: RolloutPlan, after: RolloutPlan) -> bool:
-    """Return whether the champion took over from a trial, and did not come back because of a rollback."""
-    version, old = after.champion.version, before.champion.version
-    tried = {v.version for v in before.canaries} | {s.version for s in before.shadows}
-    switched = any(v.role == "standby" and v.version == old for v in after.variants)
-    return version != old and (version in tried or switched)
+def line_of_champions(history: Sequence[RolloutPlan]) -> list[RolloutPlan]:
+    """Return the current champion and those before it, each of which the next took over from, the oldest first.
+
+    What was rolled back is no part of it.
+
+    Args:
+        history: Every plan of the model, oldest first.
+
+    Returns:
+        For each of these versions the last plan of its time as champion.
+    """
+    line, before, held = list[RolloutPlan](), history[0], ""
+    for plan in history:
+        version, old = plan.champion.version, before.champion.version
+        at = next((i for i, p in enumerate(line) if p.champion.version == version), len(line))
+        tried = {v.version for v in before.variants if v.role != "champion"} | {s.version for s in before.shadows}
+        standby = next((v.version for v in plan.variants if v.role == "standby"), "")
+        if at < len(line) - 1 and (standby == old or version in tried - {held}):
+            line = [*line[:at], *line[at + 1 :], plan]  # tried anew and found good: it took over from the last one
+        else:
+            line[at:] = [plan]
+        if version != old or not standby:
+            held = standby if standby == old else ""  # taking it back ends a blue-green rollout in its window
+        before = plan
+    return line

@@ -10,6 +10,7 @@ from scipy.stats import chi2_contingency, chisquare
 from trellis.errors import InvalidPlanError
 from trellis.rollout.plan import (
     RolloutPlan,
+    Shadow,
     Variant,
     first_plan,
     previous_champion,
@@ -133,3 +134,16 @@ def test_an_earlier_champion_that_won_again_took_over_from_the_one_between():
     # A rollback in the window, to the old version that was kept warm, is one.
     with pytest.raises(InvalidPlanError, match="--to"):
         previous_champion([two, warm, window, two])
+
+
+def test_a_version_promoted_by_hand_before_it_answered_took_over_from_the_champion():
+    one, two, three = (replace(BASE, variants=(replace(arm(v), role="champion", weight=1.0),)) for v in "123")
+    warm = with_standby(three, arm("2"))
+    shadow = replace(three, shadows=(Shadow("2", 0.1, "", ""),))
+    for trial in (warm, shadow):
+        assert previous_champion([one, two, three, trial, two]).champion.version == "3"
+    # Blue-green rollouts one after another: only a switch that was taken back leaves the line.
+    window = with_standby(two, arm("3"))
+    assert previous_champion([one, three, warm, window, three, warm, window]).champion.version == "3"
+    assert previous_champion([one, three, warm, window, two, window, warm, three]).champion.version == "2"
+    assert previous_champion([one, three, warm, window, three]).champion.version == "1"
