@@ -24,7 +24,6 @@ from trellis.adapters.releases import served_definition
 from trellis.adapters.rollout_controller import RolloutController
 from trellis.contract import ModelSpec
 from trellis.decision import Decision, decision_of, dumps
-from trellis.errors import StaleRevisionError
 from trellis.gates import GateInputs, paired_difference
 from trellis.ledger import labelled
 from trellis.rollout import (
@@ -36,13 +35,12 @@ from trellis.rollout import (
 )
 from trellis.rollout.bandit import BanditInputs, decide_bandit
 from trellis.rollout.compare import AbInputs, decide_ab
+from trellis.rollout.document import Rollout
 from trellis.rollout.pairs import Pairs
 from trellis.rollout.shadowing import decide_shadow
 from trellis.rollout.verdict import decide
 from trellis.rollout.window import WindowInputs, decide_window
 from trellis.settings import settings
-
-_SAME_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,10 @@ def weigh_window(model: str, now: str) -> Decision | None:
         return None
     rows = read_assigned(settings().directory(), model, until=moment(now))
     switched = moment(state.entered_at)
-    rows = rows[rows["time"] >= pd.Timestamp(switched)]
-    own = int((rows["version"].to_numpy(dtype=object) == state.winner).sum())
+    # When a row was asked, and not what it is about: flights that leave after the switch are asked about before it.
+    rows = rows[rows["received_at"] >= pd.Timestamp(_switch(state))]
+    drawn = (rows["assigned"] == state.winner).to_numpy(dtype=bool)
+    own = int((drawn & ~rows["failed"].to_numpy(dtype=bool) & rows["answered"].to_numpy(dtype=bool)).sum())
     days = round((moment(now) - switched).total_seconds() / 86_400, 6)
     found = WindowInputs(state.winner, own, len(rows) - own, days)
     decision = decision_of(
@@ -174,31 +174,28 @@ def weigh_window(model: str, now: str) -> Decision | None:
 
 
 @step(keep=False)
-def follow_verdict(model: str, decision: Decision) -> int:
+def follow_verdict(model: str, decision: Decision, revision: int) -> int:
     """Move the plan as the verdict says, in one transaction, and mirror it in the registry.
+
+    Args:
+        model: Whose rollout.
+        decision: The verdict.
+        revision: Revision of the plan before the evidence was read.
 
     Returns:
         The revision of the plan afterwards.
 
     Raises:
-        StaleRevisionError: Somebody changed the plan since; the next run decides anew.
+        StaleRevisionError: Somebody changed the plan since, and the verdict may be about another candidate; the next
+            run decides anew.
     """
-    plan = plans().current(model)
-    if plan is None or (plan.canary is None and decision.kind not in ("shadow", "window")):
-        return plan.revision if plan else 0
     policy = plugin_named(model).spec.rollout
     verdict = decision.verdict
     if decision.kind == "canary":
         inputs = TypeAdapter(CanaryInputs).validate_json(dumps(decision.inputs["inputs"]))
-        if abs(inputs.share - plan.canary.weight) > _SAME_SHARE:
-            raise StaleRevisionError(
-                f"{decision.id} weighed the canary of {model!r} at a share of {inputs.share:g}, which is "
-                f"{plan.canary.weight:g} by now.",
-                remedy="Look again.",
-            )
         verdict = replace(verdict, checks=(*verdict.checks, ready_to_step(inputs, policy)))
     after, _why = controller().look(
-        model, verdict, policy, decision.at, who=decision.who, decision=decision.id, revision=plan.revision
+        model, verdict, policy, decision.at, who=decision.who, decision=decision.id, revision=revision
     )
     mirror(model)
     return after.revision
@@ -246,10 +243,11 @@ def advance_rollout(model: str, now: str) -> Decision | None:
     followed = _followed(model, now)
     if followed is not None:
         return followed
+    plan = plans().current(model)
     decision = weigh_canary(model, now) or weigh_shadow(model, now) or weigh_window(model, now)
-    if decision is not None:
-        follow_verdict(model, decision)
-    elif plans().current(model) is not None:
+    if decision is not None and plan is not None:
+        follow_verdict(model, decision, plan.revision)
+    elif plan is not None:
         pass_time(model, now)
     return decision
 
@@ -282,6 +280,12 @@ def controller() -> RolloutController:
     now = settings()
     served = partial(served_definition, now.feature_repo, now.directory(), now.online_store)
     return RolloutController(now.database_url, served=served)
+
+
+def _switch(state: Rollout) -> datetime:
+    """Return the wall clock at which a blue-green rollout switched."""
+    history = controller().store.history(state.model)
+    return moment(next(t.at for t in history if t.state.id == state.id and t.state.stage == "window"))
 
 
 def _followed(model: str, now: str) -> Decision | None:

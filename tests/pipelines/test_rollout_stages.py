@@ -61,7 +61,7 @@ def traffic(home: Path):
             truth = int(rng.random() < 0.5)
             right = rng.random() < (0.2 if chosen.version in bad else 0.8)
             score = 0.8 if bool(truth) == right else 0.2
-            common = {"time": moment.isoformat(), "received_at": moment.isoformat()}
+            common = {"time": moment.isoformat(), "received_at": datetime.now(UTC).isoformat()}
             predictions.append(
                 {"id": key, "model": MODEL, "version": chosen.version, "variant": chosen.role, "unit": drawn, **common}
                 | {
@@ -228,6 +228,43 @@ def test_blue_green_goes_back_where_no_worker_answers_with_the_new_version(world
     assert same(replay(decision), decision.verdict)
 
 
+def test_a_newer_candidate_that_makes_no_sense_ends_no_rollout(world, traffic):
+    from pipelines.rollout import controller
+    from pipelines.stores import plans
+    from trellis.errors import InvalidPlanError
+
+    policy = world(strategy="blue_green", rollback_days=2.0)
+    start(policy, "2")
+    look(0.9)
+    before, plan = controller().store.current(MODEL), plans().current(MODEL)
+    with pytest.raises(InvalidPlanError, match="against version 1"):
+        start(policy, "1", supersede=True)  # what answers again once version 2 has left
+    assert (controller().store.current(MODEL), plans().current(MODEL)) == (before, plan)
+
+
+def test_blue_green_counts_what_was_asked_since_the_switch_and_no_fault_of_the_features(world, traffic, home):
+    from pipelines.stores import plans
+    from trellis.adapters.prediction_log import PredictionLog
+
+    def ask(name, rows, day, **more):
+        log, revision = PredictionLog(home, MODEL, flush_seconds=1), plans().current(MODEL).revision
+        for i in range(rows):
+            times = {"time": (START + timedelta(days=day)).isoformat(), "received_at": datetime.now(UTC).isoformat()}
+            common = {"id": f"{name}{i}#0", "model": MODEL, "variant": "x", "unit": f"{name}{i}", "revision": revision}
+            log.append(common | times | {"request": {"x": 1.0, "z": "a"}, "features": {}, "feature_times": {}}
+                       | {"overrides": [], "outputs": {"probability": 0.5}, "latency_ms": 1.0} | more)  # fmt: skip
+        log.close()
+
+    policy = world(strategy="blue_green", rollback_days=1.0)
+    start(policy, "2")
+    ask("before", 900, 1.5, version="1")  # about a later day
+    look(0.9)
+    ask("since", 200, 1.5, version="2")
+    ask("stale", 300, 1.5, version="default", instead_of="2", stale={"toy": "fall_back"})
+    outcome, plan = look(1.95)
+    assert (outcome, [(v.version, v.role) for v in plan.variants]) == ("PROMOTE", [("2", "champion")])
+
+
 @pytest.mark.parametrize("strategy", ["canary", "ab", "bandit"])
 def test_a_row_of_another_century_does_not_end_a_rollout(world, traffic, strategy):
     """Callers send the event time; a trial that looked a century old was past its time at the first look."""
@@ -299,6 +336,33 @@ def test_a_bandit_moves_the_traffic_and_writes_it_into_the_plan(world, traffic):
         assert same(replay(decision), decision.verdict)
 
 
+@pytest.mark.parametrize("strategy", ["canary", "ab", "bandit", "shadow", "blue_green"])
+def test_a_verdict_is_never_carried_out_on_a_candidate_that_it_is_not_about(world, traffic, strategy):
+    """While one was weighed somebody started another, at the same share and in the same stage."""
+    from pipelines.rollout import controller, follow_verdict, weigh_canary, weigh_shadow, weigh_window
+    from pipelines.stores import plans
+    from trellis.errors import StaleRevisionError
+
+    more = {"shadow_rate": 1.0, "shadow_days": 0.0} if strategy == "shadow" else {"strategy": strategy}
+    policy = world(steps=(0.5,), rollback_days=0.1, **more)
+    start(policy, "2")
+    if strategy == "blue_green":
+        look(0.1)
+    for day in (0.2, 0.8):
+        traffic(day, ("2",) if strategy in ("ab", "bandit") else ())
+    revision = plans().current(MODEL).revision
+    weigh = {"shadow": weigh_shadow, "blue_green": weigh_window}.get(strategy, weigh_canary)
+    decision = weigh(MODEL, at(1.9))
+    assert decision.verdict.outcome in ("PROMOTE", "ROLL_BACK"), decision.verdict
+    start(policy, "3", supersede=True)
+    if strategy == "blue_green":
+        look(2.0)
+    before, plan = controller().store.current(MODEL), plans().current(MODEL)
+    with pytest.raises(StaleRevisionError, match="is about revision"):
+        follow_verdict(MODEL, decision, revision)
+    assert (controller().store.current(MODEL), plans().current(MODEL)) == (before, plan)
+
+
 def test_a_verdict_on_another_share_is_stale(world, traffic):
     from pipelines.rollout import follow_verdict, weigh_canary
     from pipelines.stores import plans
@@ -311,6 +375,6 @@ def test_a_verdict_on_another_share_is_stale(world, traffic):
     traffic(0)
     decision = weigh_canary(MODEL, at(0.9))
     two = plans().save(with_canary(one, variant("2"), 0.5), expected_revision=2, who="anna", why="faster")
-    with pytest.raises(StaleRevisionError, match="at a share"):
-        follow_verdict(MODEL, decision)
+    with pytest.raises(StaleRevisionError, match="is about revision 2"):
+        follow_verdict(MODEL, decision, one.revision)
     assert plans().current(MODEL) == two

@@ -63,8 +63,9 @@ class RolloutController:
         """
         with self.store.lease(model, seconds=self._seconds) as lease:
             state, plan = self._read(model, policy, lease)
-            begin(plan, candidates, policy)  # refused before anything is written
-            if state is not None and not state.final:
+            if state is None or state.final:
+                begin(plan, candidates, policy)  # refused before anything is written
+            else:
                 if not supersede:
                     versions = ", ".join(c.version for c in state.candidates)
                     raise RolloutBusyError(
@@ -73,6 +74,7 @@ class RolloutController:
                         remedy="Abort or promote it first, or start with --supersede.",
                     )
                 ended = ended_by_hand(state, "superseded", "")
+                begin(plan_for(ended, plan, policy), candidates, policy)  # the same, against what will answer then
                 newer = ", ".join(c.version for c in candidates)
                 plan = self._write(state, ended, plan, policy, who, f"Superseded by version {newer}.", lease=lease)
                 state = ended
