@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.evidence import guard_counts
+from pipelines.evidence import guard_counts, unit_counts
 from trellis.adapters.plan_store import Change
 from trellis.contract import ModelSpec, RolloutPolicy
 from trellis.ledger import Labelled, labelled, moments
@@ -65,11 +65,12 @@ def ab_inputs(
             None if expected is None else expected[told],
             None if units is None else units[told],
         )
-        exposures, latencies = guard_counts(
-            spec, found.rows[pair].reset_index(drop=True), share[pair], ours[pair], by_unit=units is not None
-        )
+        rows = found.rows[pair].reset_index(drop=True)
+        exposures, latencies = guard_counts(spec, rows, share[pair], ours[pair], by_unit=units is not None)
+        clusters = None if units is None else unit_counts(spec, rows, share[pair], ours[pair])
         weight, days = weights[newest.revision], days_since_first(found.times, now, spec.rollout)
-        arms.append(Arm(variant.version, CanaryInputs(stream, exposures, weight, days, latencies=latencies)))
+        inputs = CanaryInputs(stream, exposures, weight, days, latencies=latencies, units=clusters)
+        arms.append(Arm(variant.version, inputs))
     return AbInputs(tuple(arms))
 
 

@@ -318,6 +318,22 @@ def test_an_experiment_of_two_arms_knows_what_segments_cost_before(world, traffi
     assert controller().store.history(MODEL)[-1].decision == decision.id
 
 
+def test_an_experiment_by_caller_compares_requests_with_callers_as_clusters(world, traffic):
+    from pipelines.stores import decisions
+    from trellis.explain import replay, same
+
+    start(world(strategy="ab", steps=(0.5,), unit="z", min_labels=50), "2")
+    rng = np.random.default_rng(1)
+    traffic(0, unit=lambda: f"caller-{rng.integers(100)}")
+    look(0.9)
+    decision = decisions().list(MODEL, "ab")[-1]
+    units = decision.inputs["inputs"]["arms"][0]["inputs"]["units"]
+    assert units["canary"] + units["champion"] == 100
+    assert units["failures"]["rows"] == units["slowness"]["rows"] == 600
+    assert "errors_by_request/2" in [c.name for c in decision.verdict.checks]
+    assert same(replay(decision), decision.verdict)
+
+
 def test_a_bandit_moves_the_traffic_and_writes_it_into_the_plan(world, traffic):
     from pipelines.rollout import controller
     from pipelines.stores import decisions

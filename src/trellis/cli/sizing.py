@@ -83,9 +83,9 @@ def plan(
         _print_plan(model, policy, made, variance, per_day, power, source)
         if paired is not None:
             typer.echo(
-                f"On the same rows ({policy.shadow_rate:.0%} of the champion's): PROMOTE after {paired.promote_rows:,} "
-                f"pairs, {paired.promote_days:.1f} days; ROLL_BACK after {paired.roll_back_rows:,}, "
-                f"{paired.roll_back_days:.1f} days."
+                f"On the same rows ({policy.shadow_rate:.0%} of the champion's): PROMOTE after "
+                f"{_told(paired.promote_rows)} pairs, {paired.promote_days:.1f} days; ROLL_BACK after "
+                f"{_told(paired.roll_back_rows)}, {paired.roll_back_days:.1f} days."
             )
     in_time = made.in_time or (paired is not None and paired.promote_days < policy.max_days)
     raise typer.Exit(0 if in_time else 3)
@@ -103,9 +103,9 @@ def _print_plan(
     for name in ("true difference", "decision", "labelled rows", "of the canary", "days", "if looked at once"):
         table.add_column(name, justify="right")
     for need, decision in ((made.promote, "PROMOTE"), (made.roll_back, "ROLL_BACK")):
-        cells = [f"{n:,}" if n >= 0 else "never" for n in (need.rows, need.canary_rows)]
+        cells = [_told(n) for n in (need.rows, need.canary_rows)]
         days = f"{need.days:.1f}" if math.isfinite(need.days) else "never"
-        table.add_row(f"{need.difference:+.4f}", decision, *cells, days, f"{need.single_look_rows:,}")
+        table.add_row(f"{need.difference:+.4f}", decision, *cells, days, _told(need.single_look_rows))
     Console().print(table)
     limit = f"the {policy.max_days:g} days of the policy"
     typer.echo(f"A sound version is promoted within {limit}." if made.in_time else f"That is longer than {limit}.")
@@ -121,9 +121,14 @@ def _print_experiment(
     typer.echo(
         f"{model}: {need.arms} of {need.share:.1%} each against the champion; an improvement of {policy.margin:g}, "
         f"alpha {policy.alpha:g}, power 0.8; loss variance {variance:.4g}, {per_day:,.0f} labelled rows a day "
-        f"({source}).\nAt most {need.rows:,} labelled rows of an arm and the champion, {need.days:.1f} days"
+        f"({source}).\nAt most {_told(need.rows)} labelled rows of an arm and the champion, {need.days:.1f} days"
         f"{'' if need.in_time else f': longer than the {policy.max_days:g} days of the policy'}."
     )
+
+
+def _told(rows: int) -> str:
+    """Return a number of rows for a person; -1 means that none is enough."""
+    return f"{rows:,}" if rows >= 0 else "never enough"
 
 
 def spec_of(model: str) -> ModelSpec:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 from trellis.contract import RolloutPolicy
 from trellis.decision import Check, Verdict
-from trellis.rollout.stream import reach
+from trellis.rollout.stream import least_information, reach
 from trellis.rollout.verdict import TRIPWIRES, CanaryInputs, decide, quality_alpha
 
 POWER = 0.8
@@ -89,9 +89,11 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
             text += "." if enough else f", {few} labels on a side are too few."
             check = Check(f"winner/{arm.version}", True if won else None, text, upper, 0.0)
             size = f"Version {arm.version}: {stream.information:.0f} of {planned:.0f} units of information are there."
-            checks += [check, Check(f"size/{arm.version}", None, size, stream.information, round(planned, 3))]
+            checks.append(check)
+            if planned < math.inf:  # losses that never differ, or beyond all measure, ask for no size that can be told
+                checks.append(Check(f"size/{arm.version}", None, size, stream.information, round(planned, 3)))
             better += [(stream.difference, check)] if won else []
-            if stream.information < planned:
+            if stream.information < planned < math.inf:
                 rate = stream.information / stream.rows
                 labels = math.ceil((planned - stream.information) / rate)
                 needs["labels"] = max(needs.get("labels", 0.0), labels)
@@ -126,16 +128,13 @@ def decide_ab(inputs: AbInputs, policy: RolloutPolicy) -> Verdict:
 
 
 def planned_information(variance: float, alpha: float, effect: float) -> float:
-    """Return the information at which a true difference ``effect`` has been found with the planned power."""
+    """Return the information at which a true difference ``effect`` has been found with the planned power.
+
+    It is infinite where no sensible amount of rows is enough.
+    """
     z = NormalDist().inv_cdf(POWER)
 
     def enough(information: float) -> bool:
         return effect - reach(information, variance, alpha) >= z * math.sqrt(variance / information)
 
-    low, high = 0.0, 1.0
-    while not enough(high):
-        low, high = high, high * 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return least_information(enough)

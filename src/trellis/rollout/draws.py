@@ -76,7 +76,7 @@ def unit_exposures(
         share: The canary's share at that time, ``(n,)``.
         canary: Whether the canary was drawn, ``(n,)``.
         failed: Whether the variant drawn failed on the row, ``(n,)``.
-        slow: Whether the answer was slower than the agreed limit, ``(n,)``; None for none.
+        slow: Whether the answer was slower than the agreed limit, ``(n,)``; None where that is not counted.
     """
     drawn, chance = new_draws(unit, share, canary)
     arm = np.asarray(canary, dtype=bool)

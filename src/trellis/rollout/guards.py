@@ -32,7 +32,7 @@ class Exposure:
         share: The canary's share, in (0, 1).
         canary, champion: Requests assigned to each.
         canary_errors, champion_errors: Of these, answered with a server error (5xx).
-        canary_slow, champion_slow: Of these, slower than the agreed limit.
+        canary_slow, champion_slow: Of these, slower than the agreed limit; None where that was not counted.
     """
 
     share: float
@@ -40,8 +40,8 @@ class Exposure:
     champion: int
     canary_errors: int = 0
     champion_errors: int = 0
-    canary_slow: int = 0
-    champion_slow: int = 0
+    canary_slow: int | None = 0
+    champion_slow: int | None = 0
 
 
 def exposures_of(
@@ -56,7 +56,7 @@ def exposures_of(
         share: The canary's share when the request was assigned, one number or ``(n,)``.
         canary: Whether the canary answered, ``(n,)``.
         failed: Whether the answer was a server error; None for none.
-        slow: Whether it was slower than the agreed limit; None for none.
+        slow: Whether it was slower than the agreed limit; None where that is not counted.
 
     Raises:
         DataError: The columns differ in length.
@@ -72,7 +72,7 @@ def exposures_of(
     for value in np.unique(shares[(shares > 0) & (shares < 1)]).tolist():
         here = shares == value
         counts = [int((here & side & part).sum()) for part in (np.ones_like(arm), *parts) for side in (arm, ~arm)]
-        found.append(Exposure(value, *counts))
+        found.append(Exposure(value, *(counts if slow is not None else (*counts[:4], None, None))))
     return tuple(found)
 
 

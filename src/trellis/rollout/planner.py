@@ -10,11 +10,13 @@ from statistics import NormalDist
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout.compare import planned_information
-from trellis.rollout.stream import reach
+from trellis.rollout.stream import least_information, reach
 from trellis.rollout.verdict import next_share, pairs_alpha, quality_alpha
 
 # Nobody plans for longer; what is not decided by then is not decided by this trial.
 _MOST_DAYS = 3_650
+# Beyond any traffic and any loss; what is given as more is a slip of the pen.
+_MOST = 1e15
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def plan_trial(
         InvalidPlanError: A number is out of range, or the question cannot be decided by any number of rows.
     """
     worse = 1.5 * policy.margin if harm is None else harm
+    _require_sensible(variance=variance, per_day=per_day, harm=worse, difference=difference, delay_days=delay_days)
     if not (variance > 0 and per_day > 0 and 0.5 < power < 1 and delay_days >= 0):
         raise InvalidPlanError(
             f"Cannot plan with a variance of {variance:g}, {per_day:g} rows a day and a power of {power:g}.",
@@ -109,16 +112,16 @@ def plan_trial(
         noise = z * math.sqrt(variance / information)
         return min(worse - reach(information, variance, alpha), worse - policy.margin) >= noise
 
-    once = variance * ((NormalDist().inv_cdf(1 - alpha) + z) / (policy.margin - difference)) ** 2
-    found = variance * ((NormalDist().inv_cdf(1 - alpha) + z) / worse) ** 2
-    promote = _need(policy, difference, _least(promotes), once, per_day, delay_days)
-    roll_back = _need(policy, worse, _least(rolls_back), found, per_day, delay_days)
+    errors = NormalDist().inv_cdf(1 - alpha) + z
+    once, found = (variance * (errors / gap) * (errors / gap) for gap in (policy.margin - difference, worse))
+    promote = _need(policy, difference, least_information(promotes), once, per_day, delay_days)
+    roll_back = _need(policy, worse, least_information(rolls_back), found, per_day, delay_days)
     return TrialPlan(promote, roll_back, promote.days < policy.max_days)
 
 
 @dataclass(frozen=True)
 class PairsNeed:
-    """What a comparison on the same rows asks for.
+    """What a comparison on the same rows asks for; -1 rows mean that no number is enough.
 
     Attributes:
         promote_rows, roll_back_rows: Labelled rows that both have scored, until either decision with the planned power.
@@ -161,6 +164,7 @@ def plan_pairs(
         raise InvalidPlanError(
             "The policy compares nothing on the same rows.", remedy="Give a canary's policy a shadow_rate."
         )
+    _require_sensible(paired_variance=variance, per_day=per_day, harm=worse, delay_days=delay_days)
     if not (variance > 0 and per_day > 0 and 0.5 < power < 1 and worse > policy.margin):
         raise InvalidPlanError(
             f"Cannot plan pairs with a variance of {variance:g}, {per_day:g} rows a day, a power of {power:g} and a "
@@ -172,20 +176,20 @@ def plan_pairs(
     def clears(gap: float, bounded: float) -> Callable[[float], bool]:
         return lambda n: min(gap, bounded - reach(n, variance, alpha)) >= z * math.sqrt(variance / n)
 
-    good = max(_least(clears(policy.margin, policy.margin)), policy.min_labels)
-    bad = max(_least(clears(worse - policy.margin, worse)), policy.min_labels)
+    good = max(least_information(clears(policy.margin, policy.margin)), policy.min_labels)
+    bad = max(least_information(clears(worse - policy.margin, worse)), policy.min_labels)
     share = max((s for s in policy.steps if s < 1), default=policy.steps[0])
     daily = per_day * policy.shadow_rate * (1 - share)
     labels = policy.min_labels / (policy.steps[0] * per_day)
     return PairsNeed(
-        math.ceil(good), max(good / daily, labels) + delay_days if daily else math.inf,
-        math.ceil(bad), bad / daily + delay_days if daily else math.inf,
+        _whole(good), max(good / daily, labels) + delay_days if daily else math.inf,
+        _whole(bad), bad / daily + delay_days if daily else math.inf,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ExperimentNeed:
-    """What an A/B experiment asks for.
+    """What an A/B experiment asks for; -1 rows mean that no number is enough.
 
     Attributes:
         arms: Versions beside the champion.
@@ -218,6 +222,7 @@ def plan_experiment(
         InvalidPlanError: A number is out of range, or the champion keeps nothing to be compared with.
     """
     rest = 1 - policy.steps[-1]
+    _require_sensible(variance=variance, per_day=per_day, delay_days=delay_days)
     if not (variance > 0 and per_day > 0 and arms >= 1 and delay_days >= 0 and rest > 0):
         raise InvalidPlanError(
             f"Cannot plan an experiment of {arms} arms with a variance of {variance:g}, {per_day:g} rows a day and "
@@ -230,18 +235,22 @@ def plan_experiment(
     rows = planned_information(variance, alpha, policy.margin) / (ours * (1 - ours))
     rows = max(rows, policy.min_labels / min(ours, 1 - ours))
     days = rows / (per_day * (share + rest)) + delay_days
-    return ExperimentNeed(arms, share, math.ceil(rows), days, days < policy.max_days)
+    return ExperimentNeed(arms, share, _whole(rows), days, days < policy.max_days)
 
 
-def _least(enough: Callable[[float], bool]) -> float:
-    """Return the least information that is enough, by bisection; ``enough`` must stay true once it is."""
-    low, high = 0.0, 1.0
-    while not enough(high):
-        low, high = high, high * 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+def _require_sensible(**given: float) -> None:
+    """Refuse a number that is not finite, or beyond anything that is ever counted, by its option's name."""
+    for name, value in given.items():
+        if not abs(value) <= _MOST:
+            raise InvalidPlanError(
+                f"Cannot plan with a {name.replace('_', ' ')} of {value:g}.",
+                where=f"--{name.replace('_', '-')}",
+                remedy=f"Give a finite number of at most {_MOST:g}.",
+            )
+
+
+def _whole(rows: float) -> int:
+    return math.ceil(rows) if math.isfinite(rows) else -1
 
 
 def _need(
@@ -264,8 +273,8 @@ def _need(
     return Need(
         difference,
         information,
-        math.ceil(whole) if math.isfinite(whole) else -1,
-        math.ceil(canary + left * share * per_day) if math.isfinite(whole) else -1,
+        _whole(whole),
+        _whole(canary + left * share * per_day),
         days + left + delay,
-        math.ceil(once / (last * (1 - last))) if last < 1 else -1,
+        _whole(once / (last * (1 - last))) if last < 1 else -1,
     )

@@ -33,7 +33,8 @@ def begin(plan: RolloutPlan, candidates: Sequence[Variant], policy: RolloutPolic
     """Return a rollout of ``candidates`` on top of ``plan``; nothing is decided yet.
 
     Raises:
-        InvalidPlanError: There is no candidate, one is the champion or named twice, or the strategy takes only one.
+        InvalidPlanError: There is no candidate, one is the champion or named twice, the strategy takes only one, or an
+            experiment would leave the champion nothing.
     """
     versions = [c.version for c in candidates]
     if not versions or len({*versions, plan.champion.version}) != len(versions) + 1:
@@ -50,6 +51,12 @@ def begin(plan: RolloutPlan, candidates: Sequence[Variant], policy: RolloutPolic
         raise InvalidPlanError(
             f"A floor of {policy.floor:g} for each of {len(versions) + 1} arms is more than all traffic.",
             remedy="Lower the policy's floor or try fewer versions.",
+        )
+    if policy.strategy == "ab" and policy.steps[-1] >= 1:
+        raise InvalidPlanError(
+            f"An experiment on {plan.model!r} with a last step of {policy.steps[-1]:.0%} leaves the champion nothing "
+            "to be compared with.",
+            remedy="Give the policy a last step below 1, or choose the strategy canary.",
         )
     name = "-".join((plan.model, *versions))
     stage: Stage = "shadow" if policy.shadow_rate > 0 else _first_stage(policy.strategy)

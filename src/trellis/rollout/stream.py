@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,4 +212,21 @@ def information_for(distance: float, variance: float, alpha: float) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if reach(middle, variance, alpha) > distance else (low, middle)
+    return high
+
+
+def least_information(enough: Callable[[float], bool]) -> float:
+    """Return the least information that is enough, by bisection, or infinity where no sensible one is.
+
+    Args:
+        enough: Whether an information is enough; must stay true once it is.
+    """
+    low, high = 0.0, 1.0
+    while not enough(high):
+        if high >= _MOST_INFORMATION:
+            return math.inf
+        low, high = high, high * 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -11,6 +11,7 @@ from trellis.rollout.guards import Exposure, log_evidence_split, log_evidence_wo
 from trellis.rollout.latency import Latencies, lower_bound, quantile, upper_bound
 from trellis.rollout.pairs import Pairs
 from trellis.rollout.stream import LossStream, information_for, reach
+from trellis.rollout.units import UnitCounts
 
 # How the policy's alpha is spent; the parts sum to 1. Quality's part serves a promotion and a rollback alike, because
 # for any one truth only one of the two would be wrong.
@@ -23,7 +24,11 @@ SHADOW_FAILS, SHADOW_LOSS, PAIRS = 0.05, 0.05, 0.35
 WORST_ERRORS, WORST_SLOW = 0.001, 0.05
 _PROMISE_ERRORS = 2.0
 # Checks that roll a canary back by themselves, and that a promotion waits for while they are in doubt.
-TRIPWIRES = ("errors", "slow", "latency")
+TRIPWIRES = ("errors", "slow", "errors_by_request", "slow_by_request", "latency")
+# Standard errors above zero from which a rate with callers as clusters is in doubt: one look in twenty where versions
+# are alike. One busy caller never gets far beyond one, however much it suffers; so an increase by one request in ten
+# needs no more than that.
+_DOUBT, _DOUBT_OF_MANY, _MANY = 1.645, 1.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class CanaryInputs:
         latencies: Of the requests in ``exposures``; None where the policy does not ask for them.
         pairs: Labelled rows that the champion answered and the canary scored as well, since its shadow began; None
             where the policy has no shadow.
+        units: The requests in ``exposures`` by unit, where the split draws units; None where it draws rows, and in
+            decisions older than it.
     """
 
     stream: LossStream
@@ -50,6 +57,7 @@ class CanaryInputs:
     expected_error: float = 0.0
     latencies: Latencies | None = None
     pairs: Pairs | None = None
+    units: UnitCounts | None = None
 
 
 def quality_alpha(policy: RolloutPolicy) -> float:
@@ -69,8 +77,9 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
 
     In this order:
 
-    ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle, or if its
-    95th percentile of latency is higher beyond doubt and by more than ``max_slowdown``.
+    ROLL_BACK if requests fail, or are slow, more often in the canary beyond doubt and by more than a trifle (where a
+    split draws callers: if more callers meet it, or more requests with callers as clusters), or if its 95th percentile
+    of latency is higher beyond doubt and by more than ``max_slowdown``.
     INCONCLUSIVE if the split of requests, or of labels, is not the planned one beyond doubt: the variants then saw
     different traffic, or labels go missing by variant, and no comparison holds. HOLD below ``min_labels`` on a side.
     ROLL_BACK if the canary's loss is higher beyond doubt (lower bound of the difference above 0) *and* its estimate
@@ -88,9 +97,9 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
     INCONCLUSIVE after ``max_days``. Else HOLD, with what is missing.
 
     The chance that a verdict is ever wrong, over all looks and steps, is at most ``policy.alpha`` (asymptotically for
-    the losses, exactly for the guards), spent as the constants above say. A wrong verdict is a PROMOTE of a canary that
-    is worse by the margin or more, or a ROLL_BACK or voided comparison of one that is no worse in any of these
-    respects.
+    the losses and what has clusters, exactly for the other guards), spent as the constants above say. A wrong verdict
+    is a PROMOTE of a canary that is worse by the margin or more, or a ROLL_BACK or voided comparison of one that is no
+    worse in any of these respects.
 
     Args:
         inputs: The evidence.
@@ -100,7 +109,8 @@ def decide(inputs: CanaryInputs, policy: RolloutPolicy) -> Verdict:
         PROMOTE, ROLL_BACK, HOLD or INCONCLUSIVE. A PROMOTE may be followed at any share: it does not ask for more data.
     """
     split = _split(inputs, policy)
-    tripwires = (_guard(inputs, policy, "errors"), _guard(inputs, policy, "slow"), *_latency(inputs, policy))
+    rates = (*_rate(inputs, policy, "errors"), *_rate(inputs, policy, "slow"))
+    tripwires = (*rates, *_latency(inputs, policy))
     guards = (*tripwires, split)
     labels, quality, promise = _labels(inputs, policy), _quality(inputs, policy), _promise(inputs, policy)
     labelled, paired = _label_split(inputs, policy), _paired(inputs, policy)
@@ -161,28 +171,66 @@ def next_share(policy: RolloutPolicy, current_share: float) -> float | None:
     return next((step for step in policy.steps if step > current_share + 1e-12), None)
 
 
-def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> Check:
+def _rate(inputs: CanaryInputs, policy: RolloutPolicy, kind: str) -> tuple[Check, ...]:
+    """Return the checks of failing, or of slow, requests.
+
+    Where units are drawn there are two, with half of alpha's part each: the exact one of units, each told once, speaks
+    first; the one of requests, with units as clusters, still speaks when all units have been told.
+    """
+    if kind == "slow" and any(e.canary_slow is None for e in inputs.exposures):
+        return (Check(kind, True, "Slow answers were not counted: some came from the cache, or without a latency."),)
+    alpha = policy.alpha * (ERRORS if kind == "errors" else SLOW if policy.max_slowdown is None else SLOW / 2)
+    if inputs.units is None:
+        return (_guard(inputs, policy, kind, alpha),)
+    stream = inputs.units.failures if kind == "errors" else inputs.units.slowness
+    clustered = () if stream is None else (_clustered(stream, policy, kind, alpha / 2),)
+    return (_guard(inputs, policy, kind, alpha / 2), *clustered)
+
+
+def _guard(inputs: CanaryInputs, policy: RolloutPolicy, kind: str, alpha: float) -> Check:
+    units = inputs.units
+    asked = [sum(e.canary for e in inputs.exposures), sum(e.champion for e in inputs.exposures)]
     if kind == "errors":
-        spend, trifle, word = ERRORS, WORST_ERRORS, "failed"
+        trifle, word = WORST_ERRORS, "requests failed" if units is None else "callers failed"
         counts = [(e.share, e.canary_errors, e.champion_errors) for e in inputs.exposures]
+        # Drawn again, a caller still fails once.
+        asked = asked if units is None else [units.canary, units.champion]
     else:
-        spend, trifle, word = SLOW if policy.max_slowdown is None else SLOW / 2, WORST_SLOW, "were slow"
-        counts = [(e.share, e.canary_slow, e.champion_slow) for e in inputs.exposures]
-    asked = [(e.share, e.canary, e.champion) for e in inputs.exposures]
-    events, requests = ([sum(column) for column in zip(*rows, strict=True)][1:] or [0, 0] for rows in (counts, asked))
-    rates = [e / max(r, 1) for e, r in zip(events, requests, strict=True)]
-    found, limit = log_evidence_worse(counts) / math.log(10), -math.log10(policy.alpha * spend)
+        trifle, word = WORST_SLOW, "requests were slow" if units is None else "callers' first answers were slow"
+        counts = [(e.share, e.canary_slow or 0, e.champion_slow or 0) for e in inputs.exposures]
+    events = [sum(c for _, c, _ in counts), sum(h for _, _, h in counts)]
+    rates = [e / max(r, 1) for e, r in zip(events, asked, strict=True)]
+    found, limit = log_evidence_worse(counts) / math.log(10), -math.log10(alpha)
     grave = rates[0] - rates[1] > trifle
-    if kind == "slow" and requests[0] < policy.min_labels:
-        grave = False  # slow requests come in clumps, as after a cold start; a few prove nothing
-    bad, doubt = grave and found >= limit, grave and 0 < found < limit
+    # Slow requests come in clumps, as after a cold start: a few are no proof, but no reason to promote either.
+    sure = found >= limit and not (kind == "slow" and asked[0] < policy.min_labels)
     text = (
-        f"{events[0]} of {requests[0]} canary requests {word} ({rates[0]:.2%}) and {events[1]} of {requests[1]} of "
+        f"{events[0]} of {asked[0]} canary {word} ({rates[0]:.2%}) and {events[1]} of {asked[1]} of "
         f"the champion's ({rates[1]:.2%}): evidence 10^{found:.1f} {'>=' if found >= limit else '<'} 10^{limit:.1f}"
     )
-    if doubt:
+    if grave and found > 0 and not sure:
         return Check(kind, None, f"{text}, in doubt.", found, limit)
-    return Check(kind, not bad, f"{text}{'' if bad == (found >= limit) else ', yet a trifle so far'}.", found, limit)
+    trifling = found >= limit and not grave
+    return Check(kind, not (grave and sure), f"{text}{', yet a trifle so far' if trifling else ''}.", found, limit)
+
+
+def _clustered(stream: LossStream, policy: RolloutPolicy, kind: str, alpha: float) -> Check:
+    """Return the check of a rate per request, with the bounds of a loss; a few busy callers cannot make it certain."""
+    trifle, word = (WORST_ERRORS, "failed") if kind == "errors" else (WORST_SLOW, "were slow")
+    counts = (int(stream.canary_loss), int(stream.champion_loss))
+    text = (
+        f"By request, {counts[0]} of {stream.canary_rows} of the canary {word} and {counts[1]} of "
+        f"{stream.champion_rows} of the champion: {stream.difference:+.2%} at equal shares"
+    )
+    name, lower = f"{kind}_by_request", stream.bounds(alpha)[0]
+    if not math.isfinite(lower):
+        return Check(name, True, f"{text}.")
+    told = f"{text}, lower bound by callers {lower:+.2%} {'>' if lower > 0 else '<='} 0"
+    errors = _DOUBT_OF_MANY if stream.difference > _MANY else _DOUBT
+    if stream.difference <= trifle or stream.score <= errors * math.sqrt(stream.square):
+        return Check(name, True, f"{told}{', yet a trifle so far' if lower > 0 else ''}.", lower, 0.0)
+    sure = lower > 0 and not (kind == "slow" and stream.canary_rows < policy.min_labels)
+    return Check(name, False if sure else None, f"{told}{'' if sure else ', in doubt'}.", lower, 0.0)
 
 
 def _latency(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
@@ -191,7 +239,13 @@ def _latency(inputs: CanaryInputs, policy: RolloutPolicy) -> tuple[Check, ...]:
         return ()
     bins, canary, champion = inputs.latencies.bins, inputs.latencies.canary, inputs.latencies.champion
     if min(sum(canary), sum(champion)) < policy.min_labels:
-        return (Check("latency", None, f"{sum(canary)} latencies of the canary are too few."),)
+        few = f"{sum(canary)} latencies of the canary are too few."
+        if inputs.units is not None:
+            few = (
+                f"First answers to {sum(canary)} callers of the canary and to {sum(champion)} of the champion: with "
+                f"fewer than {policy.min_labels} of each latencies are not compared, and nothing is promoted."
+            )
+        return (Check("latency", None, few),)
     alpha = policy.alpha * SLOW / 4  # half of SLOW, for two bounds
     ours, theirs = quantile(bins, canary), quantile(bins, champion)
     lower, upper = lower_bound(bins, canary, alpha), upper_bound(bins, champion, alpha)
@@ -209,8 +263,9 @@ def _split(inputs: CanaryInputs, policy: RolloutPolicy) -> Check:
     found, limit = log_evidence_split(counts) / math.log(10), -math.log10(policy.alpha * SPLIT)
     canary, total = sum(c for _, c, _ in counts), sum(c + h for _, c, h in counts)
     planned = sum(p * (c + h) for p, c, h in counts)
+    what = "requests" if inputs.units is None else "draws of callers"
     text = (
-        f"{canary} of {total} requests went to the canary, {planned:.0f} were planned: evidence of another split "
+        f"{canary} of {total} {what} went to the canary, {planned:.0f} were planned: evidence of another split "
         f"10^{found:.1f}"
     )
     if found >= limit:

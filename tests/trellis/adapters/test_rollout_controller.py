@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ def test_a_second_rollout_is_refused_or_supersedes_by_the_declared_rule(controll
         controller.start("toy", [variant("3")], POLICY, who="bob", why="mine")
     with pytest.raises(InvalidPlanError):
         controller.start("toy", [variant("1")], POLICY, who="bob", why="the champion", supersede=True)
+    whole = replace(POLICY, strategy="ab", steps=(0.5, 1.0))
+    with pytest.raises(InvalidPlanError, match="nothing to be compared with"):
+        controller.start("toy", [variant("3")], whole, who="bob", why="all of it", supersede=True)
     assert everything(controller) == before
     controller.start("toy", [variant("3")], POLICY, who="platform", why="newer", supersede=True)
     stages = [(t.state.id, t.state.stage) for t in controller.store.history("toy")]

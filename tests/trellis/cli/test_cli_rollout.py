@@ -219,3 +219,15 @@ def test_plan_sizes_an_experiment_and_refuses_what_has_no_size():
     assert "longer than the" in late.output
     for strategy in ("bandit", "blue_green"):
         assert "no size to plan" in refused(InvalidPlanError, *enough[:-1], strategy)
+
+
+@pytest.mark.parametrize("strategy", ["canary", "ab"])
+def test_plan_refuses_numbers_beyond_all_measure_by_the_options_name(strategy):
+    usual = {"--variance": "0.03", "--per-day": "2000"}
+    for option, value in (("--variance", "inf"), ("--variance", "1e300"), ("--per-day", "inf"), ("--per-day", "nan")):
+        given = [part for pair in (usual | {option: value}).items() for part in pair]
+        found = run("plan", MODEL, *given, "--strategy", strategy)
+        assert found.exit_code == 1
+        assert isinstance(found.exception, InvalidPlanError)
+        assert option in str(found.exception)
+    assert "--harm" in refused(InvalidPlanError, "plan", MODEL, "--variance", 0.03, "--per-day", 2_000, "--harm", "nan")

@@ -165,7 +165,7 @@ def test_a_version_that_breaks_large_requests_is_still_found():
     request = np.repeat(np.arange(12), 100).astype(str)
     kept = one_per_request(request, arm.ravel(), np.ones(1_200, bool))
     (found,) = exposures_of(0.1, arm.ravel()[kept], failed=arm.ravel()[kept])
-    assert found == Exposure(0.1, 12, 0, 12)
+    assert found == Exposure(0.1, 12, 0, 12, 0, None, None)
     assert decide(CanaryInputs(LossStream(), (found,), 0.1, 0.1), POLICY).outcome == "ROLL_BACK"
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 from trellis.contract import RolloutPolicy
 from trellis.errors import InvalidPlanError
 from trellis.rollout import CanaryInputs, LossStream, exposures_of, next_share, ready_to_step
-from trellis.rollout.compare import AbInputs, Arm, decide_ab
+from trellis.rollout.compare import AbInputs, Arm, decide_ab, planned_information
 from trellis.rollout.pairs import Pairs
 from trellis.rollout.planner import plan_experiment, plan_pairs, plan_trial
 from trellis.rollout.stream import reach
@@ -88,6 +88,33 @@ def test_questions_without_an_answer_are_refused():
     for wrong in ({"difference": 0.02}, {"harm": 0.02}):
         with pytest.raises(InvalidPlanError, match="told for certain"):
             plan_trial(POLICY, **good | wrong)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
+def test_a_number_beyond_all_measure_is_refused_by_its_options_name(value):
+    """All of these once ran for ever, or planned -1 rows."""
+    good = {"variance": VARIANCE, "per_day": PER_DAY}
+    paired = RolloutPolicy(shadow_rate=0.5)
+    for plan, policy, options in (
+        (plan_trial, POLICY, {"variance": "variance", "per_day": "per-day", "harm": "harm"}),
+        (plan_pairs, paired, {"variance": "paired-variance", "per_day": "per-day", "harm": "harm"}),
+        (plan_experiment, POLICY, {"variance": "variance", "per_day": "per-day"}),
+    ):
+        for name, option in options.items():
+            with pytest.raises(InvalidPlanError, match="Cannot plan") as refused:
+                plan(policy, **good | {name: value})
+            assert refused.value.where == f"--{option}"
+
+
+def test_what_no_number_of_rows_can_tell_is_said_and_not_looked_for_for_ever():
+    """A margin that asks for more than a trillion units of information: 0.06 / (1e-8)² is 6e14."""
+    tight = RolloutPolicy(margin=1e-8, shadow_rate=0.5)
+    assert planned_information(VARIANCE, 0.04, 1e-8) == math.inf
+    trial = plan_trial(tight, variance=VARIANCE, per_day=PER_DAY)
+    assert (trial.promote.rows, trial.promote.days) == (-1, math.inf)
+    assert plan_experiment(tight, variance=VARIANCE, per_day=PER_DAY).rows == -1
+    pairs = plan_pairs(tight, variance=VARIANCE, per_day=PER_DAY)
+    assert (pairs.promote_rows, pairs.promote_days) == (-1, math.inf)
 
 
 def test_the_planned_pairs_decide_with_the_planned_power():

@@ -90,6 +90,10 @@ def test_a_wrong_split_voids_an_experiment_and_time_ends_it():
     late = decide_ab(AbInputs((Arm("2", CanaryInputs(LossStream(), (), 0.5, 30.0)),)), AB)
     assert (late.outcome, late.checks[0].name) == ("INCONCLUSIVE", "time")
     assert decide_ab(AbInputs((Arm("2", CanaryInputs(LossStream(), (), 0.5, 1.0)),)), AB).outcome == "HOLD"
+    alike = LossStream().update(np.arange(1_000) % 2 == 0, np.full(1_000, 0.25), 0.5)  # a variance of zero
+    held = decide_ab(AbInputs((Arm("2", CanaryInputs(alike, (), 0.5, 1.0)),)), AB)
+    assert held.outcome == "HOLD"
+    assert dumps(held)  # JSON has no infinite size
 
 
 # --- bandit

@@ -234,7 +234,9 @@ def test_exposures_are_counted_by_share():
     share = np.array([0.1, 0.1, 0.5, 0.5, 0.5, 1.0])
     arm = np.array([True, False, True, True, False, True])
     failed = np.array([True, False, False, True, False, True])
-    assert exposures_of(share, arm, failed) == (Exposure(0.1, 1, 1, 1), Exposure(0.5, 2, 1, 1))
+    found = exposures_of(share, arm, failed, failed & arm)
+    assert found == (Exposure(0.1, 1, 1, 1, 0, 1, 0), Exposure(0.5, 2, 1, 1, 0, 1, 0))
+    assert {e.canary_slow for e in exposures_of(share, arm, failed)} == {None}  # not counted is not zero
     merged = list(itertools.chain(*(exposures_of(0.1, arm[[i]]) for i in range(6))))
     assert sum(e.canary for e in merged) == 4
     assert exposures_of(0.1, np.array([], dtype=bool)) == ()
