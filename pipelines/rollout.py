@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.arms import ab_inputs, bandit_inputs, days_since_first, plans_of_trial, shadow_inputs
-from pipelines.evidence import guard_counts
+from pipelines.evidence import guard_counts, unit_counts
 from pipelines.moments import moment
 from pipelines.plugins import plugin_named
 from pipelines.steps import flow, step
@@ -329,6 +329,7 @@ def _inputs(
         expected_difference=expected,
         expected_error=error,
         latencies=latencies,
+        units=unit_counts(spec, rows, share, canary) if by_unit else None,
     )
 
 

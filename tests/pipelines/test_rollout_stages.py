@@ -293,7 +293,9 @@ def test_a_rollout_by_caller_counts_callers_and_survives_a_busy_one(world, traff
         assert outcome in ("HOLD", "PROMOTE")
     decision = decisions().list(MODEL, "canary")[-1]
     split = next(c for c in decision.verdict.checks if c.name == "sample_ratio")
-    assert "of 100 requests" in split.text
+    assert "of 100 draws of callers" in split.text
+    assert decision.inputs["inputs"]["units"]["failures"]["rows"] == 1_800
+    assert "errors_by_request" in [c.name for c in decision.verdict.checks]
     assert decision.inputs["inputs"]["stream"]["rows"] == 1_800
     assert same(replay(decision), decision.verdict)
 
