@@ -86,6 +86,8 @@ def watch(
     asks nothing that spends the false-alarm budget: performance, quality and skew are told anew, the newest verdict on
     record stands, and only a certain fault that it did not tell makes a decision and an alert.
 
+    A look at a window without rows is evidence of that and nothing more: pages, metrics and alerts stay.
+
     Args:
         subject: What is watched.
         home: Trellis's home; logs are read from it, evidence, metrics, alerts and reports go into it.
@@ -159,18 +161,20 @@ def watch(
     if record is not None:
         decision, diagnosis, evidence = record.decision, record.found, record.path
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
+    told = shown[-1].rows > 0  # an empty window says nothing, and what was said before it goes on to hold
     alert = None
-    if news and evidence is not None:
+    if news and evidence is not None and told:
         write_atomically(LookStore(home).path(look), dumps(look))
         alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
     follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
     if news and evidence is not None:
         # Last: a paced look that was killed before is still due, so that its alert is not missed.
         write_atomically(evidence, dumps(decision))
-    allowed = spec.drift.max_loss_increase
-    publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
+    if told:
+        allowed = spec.drift.max_loss_increase
+        publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None
-    if report and judged and shown[-1].rows:
+    if report and judged and told:
         from monitoring.report import write_report
 
         told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
