@@ -6,7 +6,7 @@ import fcntl
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,22 +62,44 @@ def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = ""
     Returns:
         The look; None where there is none within ``30 / looks_per_month`` days, so that the next one is due.
     """
-    for path in sorted(directory.glob(f"*Z{mark}.json"), reverse=True):
-        try:
-            end = datetime.strptime(path.name.removesuffix(f"{mark}.json"), STAMP).replace(tzinfo=UTC)
-            if end > until:
-                continue
-            if until - end >= timedelta(days=pace_days(policy)):
-                break
-            decision = _DECISION.validate_json(path.read_bytes())
-            inputs = _INPUTS.validate_python(decision.inputs["inputs"])
-            then = _POLICY.validate_python(decision.inputs["policy"])
-        except (OSError, KeyError, ValueError) as error:
-            logger.warning("evidence %s cannot be read (%s); left alone", path, type(error).__name__)
-            continue
-        if decision.verdict.outcome != "INSUFFICIENT":
+    since = until - timedelta(days=pace_days(policy))
+    for end, path in _looks(directory, mark):
+        if end <= since:
+            break
+        if end <= until and (kept := _read(path)) is not None and kept[0].verdict.outcome != "INSUFFICIENT":
+            decision, inputs, then = kept
             return Recorded(decision, diagnose(inputs, then), inputs.version, end, path)
     return None
+
+
+def looked_after(directory: Path, until: datetime) -> bool:
+    """Return whether a look is on record that ends after a moment and had rows."""
+    for end, path in sorted((*_looks(directory), *_looks(directory, CERTAIN)), reverse=True):
+        if end <= until:
+            break
+        if (kept := _read(path)) is not None and kept[1].windows[-1].rows:
+            return True
+    return False
+
+
+def _looks(directory: Path, mark: str = "") -> list[tuple[datetime, Path]]:
+    """Return end and file of all evidence of a kind, newest first."""
+    found = []
+    for path in directory.glob(f"*Z{mark}.json"):
+        with suppress(ValueError):  # somebody's notes
+            found.append((datetime.strptime(path.name.removesuffix(f"{mark}.json"), STAMP).replace(tzinfo=UTC), path))
+    return sorted(found, reverse=True)
+
+
+def _read(path: Path) -> tuple[Decision, DriftInputs, DriftPolicy] | None:
+    """Read evidence; None where it is damaged."""
+    try:
+        decision = _DECISION.validate_json(path.read_bytes())
+        inputs = _INPUTS.validate_python(decision.inputs["inputs"])
+        return decision, inputs, _POLICY.validate_python(decision.inputs["policy"])
+    except (OSError, KeyError, ValueError) as error:
+        logger.warning("evidence %s cannot be read (%s); left alone", path, type(error).__name__)
+        return None
 
 
 def asked_of(

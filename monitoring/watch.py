@@ -15,7 +15,7 @@ from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, asked_of, newest, on_record
+from monitoring.pace import CERTAIN, asked_of, looked_after, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -28,7 +28,7 @@ from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, look_alpha, summarise_window
 from trellis.errors import DataError
 from trellis.ledger import Cell, Finding, Point, labelled, moment, performance
-from trellis.quality import QualityFinding, SkewReport
+from trellis.quality import QualityFinding, SkewReport, newest_time
 from trellis.sums import LossSums, merged
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def watch(
     asks nothing that spends the false-alarm budget: performance, quality and skew are told anew, the newest verdict on
     record stands, and only a certain fault that it did not tell makes a decision and an alert.
 
-    A look at a window without rows is evidence of that and nothing more: pages, metrics and alerts stay.
+    A look at a window without rows, or at the past once a later one is on record, is evidence and nothing more: pages,
+    metrics and alerts speak of now.
 
     Args:
         subject: What is watched.
@@ -105,7 +106,7 @@ def watch(
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
     spec, model = subject.spec, subject.spec.name
-    logged, later = _logged(home, model, until)
+    logged, later, over = _logged(home, model, until)
     found = labelled(spec, logged, read_labels(home, model), until).due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
@@ -161,12 +162,14 @@ def watch(
     if record is not None:
         decision, diagnosis, evidence = record.decision, record.found, record.path
     look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
-    told = shown[-1].rows > 0  # an empty window says nothing, and what was said before it goes on to hold
+    # What speaks of now speaks of neither an empty window nor, once a later look has spoken, one of the past.
+    told = shown[-1].rows > 0 and not (over and looked_after(directory, until))
     alert = None
-    if news and evidence is not None and told:
-        write_atomically(LookStore(home).path(look), dumps(look))
-        alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
+    if told:
+        if news:
+            write_atomically(LookStore(home).path(look), dumps(look))
+            alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
+        follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
     if news and evidence is not None:
         # Last: a paced look that was killed before is still due, so that its alert is not missed.
         write_atomically(evidence, dumps(decision))
@@ -174,7 +177,7 @@ def watch(
         allowed = spec.drift.max_loss_increase
         publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
     written = None
-    if report and judged and told:
+    if report and judged and shown[-1].rows:
         from monitoring.report import write_report
 
         told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
@@ -198,11 +201,14 @@ def watch(
     )
 
 
-def _logged(home: Path, model: str, until: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the predictions before a moment of event time, and the others: these belong to it if a clock is ahead."""
+def _logged(home: Path, model: str, until: datetime) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
+    """Return the predictions before a moment of event time, the others, and whether any of these is not just ahead.
+
+    One whose clock is ahead belongs to the rows that it was received with.
+    """
     rows = read_predictions(home, model)
-    later = (rows["time"] >= until).to_numpy(dtype=bool)
-    return rows[~later], rows[later]
+    later, last = (rows["time"] >= until).to_numpy(dtype=bool), newest_time(rows)
+    return rows[~later], rows[later], last is not None and last >= until
 
 
 def _skew(rows: pd.DataFrame, subject: Subject, store: OfflineFeatures | None) -> SkewReport | None:
