@@ -82,7 +82,6 @@ def follow_rows(
     directory: Path,
     model: str,
     window: Window,
-    found: Diagnosis,
     quality: Sequence[QualityFinding],
     skew: SkewReport | None,
     points: Sequence[Point],
@@ -90,13 +89,12 @@ def follow_rows(
     """Open, continue or close a model's alerts of ``NOTED`` after a look: what is wrong beside the verdict.
 
     An episode is the fault's: its kind and column, or the version and its flag; skew is the model's. Where a look does
-    not tell (too few rows, nothing replayed) what is open stays so.
+    not tell (nothing replayed) what is open stays so. Of windows with too few rows it is not to be asked.
 
     Args:
         directory: Where alerts are.
         model: Whose.
         window: The window judged.
-        found: The diagnosis.
         quality: What was wrong with the window's rows.
         skew: Its features beside their recomputation.
         points: Performance by window and version, oldest first.
@@ -104,8 +102,6 @@ def follow_rows(
     Raises:
         StorageError: The disk refused.
     """
-    if found.outcome == "INSUFFICIENT":
-        return
     noted = [_of_quality(item) for item in quality if item.share > _TOLD_FROM]
     noted += [_of_flag(point, flag) for point in newest(points) for flag in point.flags if flag != "no_reference"]
     told = {"DATA_QUALITY", "PERFORMANCE_ASSUMPTION"}

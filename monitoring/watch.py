@@ -169,7 +169,9 @@ def watch(
         if news:
             write_atomically(LookStore(home).path(look), dumps(look))
             alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-        follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
+        # Of rows it is rows that tell: a look that judges no drift, as in the first days of a version, can.
+        if shown[-1].rows >= spec.drift.min_rows:
+            follow_rows(home / "alerts", model, shown[-1], quality, skew, standing.series.points)
     if news and evidence is not None:
         # Last: a paced look that was killed before is still due, so that its alert is not missed.
         write_atomically(evidence, dumps(decision))
