@@ -27,16 +27,27 @@ NOTED = frozenset({"DATA_QUALITY", "PERFORMANCE_ASSUMPTION", "SKEW"})
 _TOLD_FROM = 0.01
 
 
-def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, decision: str) -> Path | None:
+def follow_up(
+    directory: Path, model: str, window: Window, found: Diagnosis, decision: str, between: bool = False
+) -> Path | None:
     """Open, continue or close a model's alerts of ``DIAGNOSED`` after a look; a window looked at again changes nothing.
 
     A fault's episode is its views; a drift's is the model's. A look without enough rows says nothing. During a fault a
-    drift episode stays open: the look cannot tell.
+    drift episode stays open: the look cannot tell. One between two due looks knows certain faults alone, so it ends the
+    episodes that only such looks have told of.
+
+    Args:
+        directory: Where alerts are.
+        model: Whose.
+        window: The window judged.
+        found: The diagnosis.
+        decision: Id of its decision.
+        between: Whether the look was one between two due ones.
 
     Returns:
         File of the alert that this look belongs to; None where there is no alarm.
     """
-    if found.outcome == "INSUFFICIENT":
+    if found.missing_rows:
         return None
     mine = None
     for path, alert in list(_open_alerts(directory, model, DIAGNOSED)):
@@ -50,11 +61,14 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
             if window.end > alert["last_window"]:
                 views = sorted({*alert["views"], *found.views})
                 now = {**_finding(found, decision), "views": views, "since": alert["since"]}
+                now["between"] = between and alert.get("between", False)
                 now["severity"] = max(alert["severity"], found.severity, key=SEVERITIES.index)
                 _write(path, {**alert, **now, "last_window": window.end, "looks": alert["looks"] + 1})
-        elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
+        elif (
+            alert.get("between", False) if between else (alert["outcome"], found.outcome) != ("DRIFT", "UPSTREAM_FAULT")
+        ):
             _write(path, {**alert, "status": "closed", "closed_at": window.end})
-    if found.outcome == "STABLE":
+    if found.outcome not in DIAGNOSED:
         return None
     if mine is not None:
         return mine
@@ -73,6 +87,7 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
         "opened_at": window.end,
         "last_window": window.end,
         "looks": 1,
+        "between": between,
     }
     _write(path, alert)
     return path

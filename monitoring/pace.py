@@ -51,7 +51,7 @@ class Recorded:
 
 
 def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = "") -> Recorded | None:
-    """Return the newest look on record that had rows enough, of the declared pace's last days.
+    """Return the newest look on record that had rows enough for its question, of the declared pace's last days.
 
     Args:
         directory: The model's evidence.
@@ -66,9 +66,11 @@ def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = ""
     for end, path in _looks(directory, mark):
         if end <= since:
             break
-        if end <= until and (kept := _read(path)) is not None and kept[0].verdict.outcome != "INSUFFICIENT":
+        if end <= until and (kept := _read(path)) is not None:
             decision, inputs, then = kept
-            return Recorded(decision, diagnose(inputs, then), inputs.version, end, path)
+            found = diagnose(inputs, then)
+            if not found.missing_rows:
+                return Recorded(decision, found, inputs.version, end, path)
     return None
 
 
@@ -125,8 +127,10 @@ def asked_of(
 
 def on_record(
     directory: Path, policy: DriftPolicy, until: datetime, last: Recorded | None, found: Diagnosis, version: str
-) -> Recorded | None:
-    """Return what stands after a look between two due ones; None where nothing does, or what it found is news.
+) -> tuple[Recorded | None, bool]:
+    """Return what stands after a look between two due ones, if anything does, and whether what it found is news.
+
+    News is a certain fault that was not told yet, and that one which only a look between two due ones told is over.
 
     Args:
         directory: The model's evidence.
@@ -136,11 +140,17 @@ def on_record(
         found: What the look between found.
         version: The version that is watched; what another one's look said of its own training data says nothing here.
     """
+    between = newest(directory, policy, until, CERTAIN)
+    if between is not None and last is not None and between.end <= last.end:
+        between = None  # the look that judged has told what became of it
     if found.faults:
-        between = newest(directory, policy, until, CERTAIN)
-        told = between if last is None or (between is not None and between.end > last.end) else last
-        return told if told is not None and told.covers(found) else None
-    return last if last is not None and last.version == version and not found.missing_rows else None
+        told = between or last
+        stands = told if told is not None and told.covers(found) else None
+        return stands, stands is None
+    if found.missing_rows:
+        return None, False
+    stands = last if last is not None and last.version == version else None
+    return stands, between is not None and bool(between.found.faults)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, asked_of, looked_after, newest, on_record
+from monitoring.pace import CERTAIN, Recorded, asked_of, looked_after, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -156,46 +156,46 @@ def watch(
     rows, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
     quality = quality_of(rows, before, subject, later=later)
     skew = _skew(rows, subject, store)
-    record = None if judged else on_record(directory, spec.drift, until, last, diagnosis, subject.version)
-    news = judged or (record is None and bool(diagnosis.faults))
-    evidence = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json" if news else None
-    if record is not None:
-        decision, diagnosis, evidence = record.decision, record.found, record.path
-    look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
+    record, news = None, True
+    if not judged:
+        record, news = on_record(directory, spec.drift, until, last, diagnosis, subject.version)
+    file = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json"
+    stands = record or Recorded(decision, diagnosis, subject.version, until, file)
+    look = look_of(subject, shown, cells, found, place, stands.decision, stands.found, standing.series)
     # What speaks of now speaks of neither an empty window nor, once a later look has spoken, one of the past.
     told = shown[-1].rows > 0 and not (over and looked_after(directory, until))
     alert = None
     if told:
         if news:
             write_atomically(LookStore(home).path(look), dumps(look))
-            alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
+            alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id, not judged)
         # Of rows it is rows that tell: a look that judges no drift, as in the first days of a version, can.
         if shown[-1].rows >= spec.drift.min_rows:
             follow_rows(home / "alerts", model, shown[-1], quality, skew, standing.series.points)
-    if news and evidence is not None:
+    if news:
         # Last: a paced look that was killed before is still due, so that its alert is not missed.
-        write_atomically(evidence, dumps(decision))
+        write_atomically(file, dumps(decision))
     if told:
         allowed = spec.drift.max_loss_increase
-        publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
+        publish(home / "metrics", look, stands.found, standing, quality, skew, allowed=allowed)
     written = None
     if report and judged and shown[-1].rows:
         from monitoring.report import write_report
 
         told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
         written = write_report(
-            home / "evidently", subject, model_columns(rows, spec), until, decision, standing.series, told
+            home / "evidently", subject, model_columns(rows, spec), until, stands.decision, standing.series, told
         )
     return WatchResult(
-        decision,
-        diagnosis,
+        stands.decision,
+        stands.found,
         standing.series.points,
         cells,
         found.findings,
         standing,
         quality,
         skew,
-        evidence,
+        stands.path if record is not None or news else None,
         written,
         alert,
         end,
