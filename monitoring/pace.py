@@ -104,6 +104,13 @@ def _read(path: Path) -> tuple[Decision, DriftInputs, DriftPolicy] | None:
         return None
 
 
+def beside(last: Recorded | None, found: Diagnosis, version: str) -> Diagnosis:
+    """Return a certain fault beside what the last look that judged the version measured: shifts, and the harm."""
+    if not found.faults or last is None or last.version != version:
+        return found
+    return replace(found, shifts=last.found.shifts, harm=last.found.harm)
+
+
 def asked_of(
     policy: DriftPolicy, rows: int, times: NDArray[np.datetime64], start: np.datetime64, end: np.datetime64
 ) -> DriftPolicy:

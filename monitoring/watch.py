@@ -15,7 +15,7 @@ from monitoring.alerts import follow_rows, follow_up
 from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, Recorded, asked_of, looked_after, newest, on_record
+from monitoring.pace import CERTAIN, Recorded, asked_of, beside, looked_after, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -161,7 +161,8 @@ def watch(
         record, news = on_record(directory, spec.drift, until, last, diagnosis, subject.version)
     file = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json"
     stands = record or Recorded(decision, diagnosis, subject.version, until, file)
-    look = look_of(subject, shown, cells, found, place, stands.decision, stands.found, standing.series)
+    shows = beside(last, stands.found, subject.version)
+    look = look_of(subject, shown, cells, found, place, stands.decision, shows, standing.series)
     # What speaks of now speaks of neither an empty window nor, once a later look has spoken, one of the past.
     told = shown[-1].rows > 0 and not (over and looked_after(directory, until))
     alert = None
@@ -177,7 +178,7 @@ def watch(
         write_atomically(file, dumps(decision))
     if told:
         allowed = spec.drift.max_loss_increase
-        publish(home / "metrics", look, stands.found, standing, quality, skew, allowed=allowed)
+        publish(home / "metrics", look, shows, standing, quality, skew, allowed=allowed)
     written = None
     if report and judged and shown[-1].rows:
         from monitoring.report import write_report

@@ -167,6 +167,33 @@ def test_a_fault_that_came_and_went_between_two_looks_is_over_and_heard_again_if
     assert looks_taken(served.home / "drift" / "ferry_delay", served.now) == 1
 
 
+def test_a_certain_fault_hides_nothing_of_what_the_last_look_measured(served) -> None:
+    served.serve(14, turned)
+    due = look(served)
+    assert due.diagnosis.harm.real
+
+    def measured():
+        names = ("trellis_model_loss_increase_low", "trellis_model_loss_increase_allowed", "trellis_drift_psi")
+        return {name: samples(served.home, name) for name in names}
+
+    before = measured()
+    assert len(before["trellis_drift_psi"]) == len(due.diagnosis.shifts) > 1
+    for _ in range(2):  # the look that tells the fault, and one that finds it on record
+        served.serve(1, lambda r: {**turned(r), "temp": np.full(len(r["temp"]), None)})
+        assert look(served).decision.verdict.outcome == "UPSTREAM_FAULT"
+        assert samples(served.home, "trellis_drift_fault") == {("temp", "nulls", "weather"): 1.0}
+        assert samples(served.home, "trellis_drift_outcome")[("UPSTREAM_FAULT",)] == 1
+        assert measured() == before
+    page = LookStore(served.home).latest("ferry_delay")[-1]
+    assert {c.name: (c.psi, c.fault) for c in page.drift} == {
+        s.name: (s.psi, "nulls" if s.name == "temp" else "") for s in due.diagnosis.shifts
+    }
+    # Another version's figures are not the champion's.
+    served.subject = replace(served.subject, version="2")
+    look(served)
+    assert measured()["trellis_drift_psi"] == {}
+
+
 def test_between_two_looks_nothing_ends_what_a_look_that_judged_has_told(served) -> None:
     """A converted unit needs a test; that it is not among the certain faults does not mean that it is over."""
     looked_at_monthly(served)
