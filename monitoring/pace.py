@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from monitoring.families import STAMP
 from trellis.contract import DriftPolicy
 from trellis.decision import Decision
 from trellis.drift import Diagnosis, DriftInputs, diagnose, pace_days
@@ -23,6 +22,7 @@ from trellis.drift import Diagnosis, DriftInputs, diagnose, pace_days
 logger = logging.getLogger(__name__)
 # A look between two due ones spends nothing: under another name it is not counted among those that do.
 CERTAIN = ".faults"
+_STAMP = "%Y%m%dT%H%M%SZ"
 COVERED = 0.75  # of a window's length, that a paced look needs
 _DECISION, _INPUTS, _POLICY = TypeAdapter(Decision), TypeAdapter(DriftInputs), TypeAdapter(DriftPolicy)
 
@@ -74,6 +74,23 @@ def newest(directory: Path, policy: DriftPolicy, until: datetime, mark: str = ""
     return None
 
 
+def looks_taken(directory: Path, until: datetime) -> int:
+    """Return how many others that end within 30 days of a look, before it or after, were on record when it was taken.
+
+    Looks are not always taken in the order of their ends, hence both sides. One taken again is the same look and keeps
+    its number, whatever was taken since, so that its share of the budget and its decision stay what they were.
+
+    Args:
+        directory: The model's evidence.
+        until: End of the look, event time, a whole second.
+    """
+    others = dict(_looks(directory))
+    own = others.pop(until, None)
+    if own is not None and (kept := _read(own)) is not None:
+        return kept[1].looks
+    return sum(abs(end - until) < timedelta(days=30) for end in others)
+
+
 def looked_after(directory: Path, until: datetime) -> bool:
     """Return whether a look is on record that ends after a moment and had rows."""
     for end, path in sorted((*_looks(directory), *_looks(directory, CERTAIN)), reverse=True):
@@ -89,7 +106,7 @@ def _looks(directory: Path, mark: str = "") -> list[tuple[datetime, Path]]:
     found = []
     for path in directory.glob(f"*Z{mark}.json"):
         with suppress(ValueError):  # somebody's notes
-            found.append((datetime.strptime(path.name.removesuffix(f"{mark}.json"), STAMP).replace(tzinfo=UTC), path))
+            found.append((datetime.strptime(path.name.removesuffix(f"{mark}.json"), _STAMP).replace(tzinfo=UTC), path))
     return sorted(found, reverse=True)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from monitoring.alerts import follow_rows, follow_up
-from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
+from monitoring.families import estimate_of, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, Recorded, asked_of, beside, looked_after, newest, on_record
+from monitoring.pace import CERTAIN, Recorded, asked_of, beside, looked_after, looks_taken, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -105,6 +105,7 @@ def watch(
         StorageError: The disk refused the evidence.
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
+    until = until.replace(microsecond=0)  # as evidence is named, so that a look taken again finds its own
     spec, model = subject.spec, subject.spec.name
     logged, later, over = _logged(home, model, until)
     found = labelled(spec, logged, read_labels(home, model), until).due(spec, until)

@@ -16,8 +16,7 @@ from pydantic import TypeAdapter
 
 from monitoring import follow as job
 from monitoring.alerts import DIAGNOSED
-from monitoring.families import looks_taken
-from monitoring.pace import alone
+from monitoring.pace import alone, looks_taken
 from monitoring.watch import WatchResult, watch
 from tests.monitoring.test_watch_job import celsius, samples
 from trellis.adapters.look_store import LookStore
