@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument(
         "--until",
         type=_moment,
-        help="end of the window, RFC 3339, or latest (the newest prediction); default now",
+        help="end of the window, RFC 3339; default latest, the newest prediction's event time",
     )
     look.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument("--json", action="store_true", help="print the whole result as JSON")
     stand = commands.add_parser("performance", help="show how a model stands: estimated, corrected, realised")
     stand.add_argument("model")
-    stand.add_argument("--as-of", type=_moment, help="labels observed later do not count, RFC 3339; default now")
+    stand.add_argument("--as-of", type=_moment, help="labels observed later do not count, RFC 3339; default all")
     stand.add_argument("--received-by", type=_moment, help="nor what reached the log later, RFC 3339; default all")
     stand.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
     stand.add_argument("--windows", type=int, default=6, help="most windows shown")
@@ -121,9 +121,7 @@ def _look(chosen: argparse.Namespace) -> int:
     subject = subject_of(chosen.model, settings())
     home = settings().home.resolve()
     with alone(home):
-        until = chosen.until or datetime.now(UTC)
-        if until == LATEST:
-            until = _after_the_last(chosen.model)
+        until = chosen.until if chosen.until not in (None, LATEST) else _after_the_last(chosen.model)
         result = watch(
             subject,
             home,
@@ -179,7 +177,7 @@ def _stand(chosen: argparse.Namespace) -> int:
     standing = performance_of(
         subject,
         settings().home.resolve(),
-        chosen.as_of or datetime.now(UTC),
+        chosen.as_of if chosen.as_of not in (None, LATEST) else _after_the_last_truth(chosen.model),
         received_by=chosen.received_by,
         window_days=chosen.window_days or subject.reference.period_days,
         windows=chosen.windows,
@@ -230,6 +228,19 @@ def _after_the_last(model: str) -> datetime:
 
     last = newest_time(read_predictions(settings().home.resolve(), model))
     return datetime.now(UTC) if last is None else last.to_pydatetime() + timedelta(seconds=1)
+
+
+def _after_the_last_truth(model: str) -> datetime:
+    """Return the end of the newest second in which something was predicted or observed: truths come after the last row.
+
+    By the wall clock every row of a replay would be past its delay, and those of its truths that come late overdue.
+    """
+    from trellis.adapters.prediction_log import read_labels
+    from trellis.quality import newest_time
+
+    told = newest_time(read_labels(settings().home.resolve(), model).rename(columns={"observed_at": "time"}))
+    last = _after_the_last(model)
+    return last if told is None else max(last, told.to_pydatetime() + timedelta(seconds=1))
 
 
 def _serve(chosen: argparse.Namespace) -> int:

@@ -27,16 +27,27 @@ NOTED = frozenset({"DATA_QUALITY", "PERFORMANCE_ASSUMPTION", "SKEW"})
 _TOLD_FROM = 0.01
 
 
-def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, decision: str) -> Path | None:
+def follow_up(
+    directory: Path, model: str, window: Window, found: Diagnosis, decision: str, between: bool = False
+) -> Path | None:
     """Open, continue or close a model's alerts of ``DIAGNOSED`` after a look; a window looked at again changes nothing.
 
     A fault's episode is its views; a drift's is the model's. A look without enough rows says nothing. During a fault a
-    drift episode stays open: the look cannot tell.
+    drift episode stays open: the look cannot tell. One between two due looks knows certain faults alone, so it ends the
+    episodes that only such looks have told of.
+
+    Args:
+        directory: Where alerts are.
+        model: Whose.
+        window: The window judged.
+        found: The diagnosis.
+        decision: Id of its decision.
+        between: Whether the look was one between two due ones.
 
     Returns:
         File of the alert that this look belongs to; None where there is no alarm.
     """
-    if found.outcome == "INSUFFICIENT":
+    if found.missing_rows:
         return None
     mine = None
     for path, alert in list(_open_alerts(directory, model, DIAGNOSED)):
@@ -50,11 +61,14 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
             if window.end > alert["last_window"]:
                 views = sorted({*alert["views"], *found.views})
                 now = {**_finding(found, decision), "views": views, "since": alert["since"]}
+                now["between"] = between and alert.get("between", False)
                 now["severity"] = max(alert["severity"], found.severity, key=SEVERITIES.index)
                 _write(path, {**alert, **now, "last_window": window.end, "looks": alert["looks"] + 1})
-        elif not (alert["outcome"] == "DRIFT" and found.outcome == "UPSTREAM_FAULT"):
+        elif (
+            alert.get("between", False) if between else (alert["outcome"], found.outcome) != ("DRIFT", "UPSTREAM_FAULT")
+        ):
             _write(path, {**alert, "status": "closed", "closed_at": window.end})
-    if found.outcome == "STABLE":
+    if found.outcome not in DIAGNOSED:
         return None
     if mine is not None:
         return mine
@@ -73,6 +87,7 @@ def follow_up(directory: Path, model: str, window: Window, found: Diagnosis, dec
         "opened_at": window.end,
         "last_window": window.end,
         "looks": 1,
+        "between": between,
     }
     _write(path, alert)
     return path
@@ -82,7 +97,6 @@ def follow_rows(
     directory: Path,
     model: str,
     window: Window,
-    found: Diagnosis,
     quality: Sequence[QualityFinding],
     skew: SkewReport | None,
     points: Sequence[Point],
@@ -90,13 +104,12 @@ def follow_rows(
     """Open, continue or close a model's alerts of ``NOTED`` after a look: what is wrong beside the verdict.
 
     An episode is the fault's: its kind and column, or the version and its flag; skew is the model's. Where a look does
-    not tell (too few rows, nothing replayed) what is open stays so.
+    not tell (nothing replayed) what is open stays so. Of windows with too few rows it is not to be asked.
 
     Args:
         directory: Where alerts are.
         model: Whose.
         window: The window judged.
-        found: The diagnosis.
         quality: What was wrong with the window's rows.
         skew: Its features beside their recomputation.
         points: Performance by window and version, oldest first.
@@ -104,8 +117,6 @@ def follow_rows(
     Raises:
         StorageError: The disk refused.
     """
-    if found.outcome == "INSUFFICIENT":
-        return
     noted = [_of_quality(item) for item in quality if item.share > _TOLD_FROM]
     noted += [_of_flag(point, flag) for point in newest(points) for flag in point.flags if flag != "no_reference"]
     told = {"DATA_QUALITY", "PERFORMANCE_ASSUMPTION"}

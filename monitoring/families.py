@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,7 +18,6 @@ from trellis.sums import merged
 # Streaming detectors look at the newest labelled rows: KSWIN takes a second for so many.
 _STREAM_ROWS = 20_000
 _LEAST_ROWS = 300
-STAMP = "%Y%m%dT%H%M%SZ"
 
 
 def outcomes_of(
@@ -82,14 +79,3 @@ def estimate_of(standing: Standing) -> HarmEstimate | None:
     if harm is None or not harm.reliable:
         return None
     return HarmEstimate(harm.change, harm.low, harm.high, harm.stage)
-
-
-def looks_taken(directory: Path, until: datetime) -> int:
-    """Count the looks of the 30 days before ``until`` that left evidence; a look taken again is the same look."""
-    stamps = []
-    for path in directory.glob("*.json"):
-        try:
-            stamps.append(datetime.strptime(path.stem, STAMP).replace(tzinfo=UTC))
-        except ValueError:
-            continue
-    return sum(until - timedelta(days=30) < stamp < until for stamp in stamps)

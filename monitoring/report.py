@@ -49,7 +49,7 @@ def write_report(
 ) -> Path | None:
     """Add a window's report to the model's project, in place of an earlier one of the same window.
 
-    Of a model's reports the newest ``KEPT`` windows' stay.
+    Of a model's reports the newest ``KEPT`` windows' stay; of one before these none is written.
 
     Args:
         workspace: Directory of the workspace; made if it is not there.
@@ -61,8 +61,8 @@ def write_report(
         notes: Whatever else is to be shown, by title.
 
     Returns:
-        The workspace; None where the window and the baseline share no column, or Evidently refuses the data: a report
-        is no reason to lose a verdict.
+        The workspace; None where the window is older than all whose reports stay, it and the baseline share no column,
+        or Evidently refuses the data: a report is no reason to lose a verdict.
     """
     silence_telemetry()
     flat = flatten(current, list(subject.spec.fields.values()))
@@ -77,7 +77,12 @@ def write_report(
         # Evidently's own: deprecations of what it imports, and divisions in plots of constant columns.
         warnings.simplefilter("ignore")
         try:
-            _write(workspace, subject, before[names], now[names], until, decision, _newest(performance) | notes)
+            told = _newest(performance) | notes
+            if not _write(workspace, subject, before[names], now[names], until, decision, told):
+                logger.warning(
+                    "no report of %s until %s: those of %d newer windows stay", subject.spec.name, until, KEPT
+                )
+                return None
         except Exception:
             logger.exception("Evidently could not report on %s until %s", subject.spec.name, until)
             return None
@@ -139,7 +144,8 @@ def _write(
     until: datetime,
     decision: Decision,
     performance: dict[str, str],
-) -> None:
+) -> bool:
+    """Write the report and delete those that no longer stay; return whether this one does, and was written."""
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset, DataSummaryPreset
     from evidently.ui.workspace import Workspace
@@ -172,16 +178,18 @@ def _write(
     store = Workspace.create(str(workspace))
     strongest = _strongest(decision, list(now))
     project = _project(store, subject, [*strongest, *(name for name in now if name not in strongest)])
-    # Evidently finds a run's time only by reading the run, so the runs of windows are kept beside: one per window.
     index = workspace.parent / "drift" / f"{subject.spec.name}.reports.json"
-    runs = _runs(index, str(project.id))
-    window = until.isoformat()
-    made = str(store.add_run(project.id, snapshot, name=decision.subject).id)
-    kept = dict(sorted((runs | {window: made}).items())[-KEPT:])
-    for run in {*runs.values(), made} - set(kept.values()):
+    runs, window = _runs(index, store, project), until.isoformat()
+    stay = sorted({*runs, window})[-KEPT:]
+    if window not in stay:
+        return False
+    runs[window] = str(store.add_run(project.id, snapshot, name=decision.subject).id)
+    kept = {name: runs[name] for name in stay}
+    for run in {str(name) for name in store.list_runs(project.id)} - set(kept.values()):
         with contextlib.suppress(OSError, KeyError, ValueError):
             store.delete_run(project.id, run)
     write_atomically(index, json.dumps({"project": str(project.id), "runs": kept}, indent=1, sort_keys=True))
+    return True
 
 
 def _newest(performance: Series) -> dict[str, str]:
@@ -195,12 +203,24 @@ def _newest(performance: Series) -> dict[str, str]:
     }
 
 
-def _runs(index: Path, project: str) -> dict[str, str]:
+def _runs(index: Path, store: Workspace, project: Project) -> dict[str, str]:
+    """Return the runs of a project by window, as kept in the index: Evidently finds a run's time only by reading it.
+
+    What the index does not know, as of a process that was killed before it was written, is read.
+    """
     try:
         known = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return dict(known["runs"]) if known.get("project") == project else {}
+        kept = dict(known["runs"]) if known["project"] == str(project.id) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = {}
+    there = {str(name) for name in store.list_runs(project.id)}
+    found: dict[str, str] = {}
+    for run in there - set(kept.values()):
+        with contextlib.suppress(OSError, KeyError, ValueError):  # one that cannot be read is deleted
+            snapshot = store.get_run(project.id, run)
+            if snapshot is not None:
+                found[snapshot.timestamp.replace(tzinfo=UTC).isoformat()] = run
+    return found | {window: run for window, run in kept.items() if run in there}
 
 
 def _strongest(decision: Decision, columns: list[str]) -> list[str]:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from monitoring.alerts import follow_rows, follow_up
-from monitoring.families import estimate_of, looks_taken, outcomes_of, segment_losses, streams_of, ties_of
+from monitoring.families import estimate_of, outcomes_of, segment_losses, streams_of, ties_of
 from monitoring.look import look_of
 from monitoring.metrics import publish
-from monitoring.pace import CERTAIN, asked_of, newest, on_record
+from monitoring.pace import CERTAIN, Recorded, asked_of, beside, looked_after, looks_taken, newest, on_record
 from monitoring.performance import Standing, standing_of, window_edges
 from monitoring.quality import quality_of
 from monitoring.served import ages_hours, model_columns, segments_of
@@ -28,7 +28,7 @@ from trellis.decision import Decision, decision_of, dumps
 from trellis.drift import Diagnosis, DriftInputs, Window, decide, diagnose, look_alpha, summarise_window
 from trellis.errors import DataError
 from trellis.ledger import Cell, Finding, Point, labelled, moment, performance
-from trellis.quality import QualityFinding, SkewReport
+from trellis.quality import QualityFinding, SkewReport, newest_time
 from trellis.sums import LossSums, merged
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,9 @@ def watch(
     asks nothing that spends the false-alarm budget: performance, quality and skew are told anew, the newest verdict on
     record stands, and only a certain fault that it did not tell makes a decision and an alert.
 
+    A look at a window without rows, or at the past once a later one is on record, is evidence and nothing more: pages,
+    metrics and alerts speak of now.
+
     Args:
         subject: What is watched.
         home: Trellis's home; logs are read from it, evidence, metrics, alerts and reports go into it.
@@ -102,8 +105,9 @@ def watch(
         StorageError: The disk refused the evidence.
     """
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until.astimezone(UTC)
+    until = until.replace(microsecond=0)  # as evidence is named, so that a look taken again finds its own
     spec, model = subject.spec, subject.spec.name
-    logged, later = _logged(home, model, until)
+    logged, later, over = _logged(home, model, until)
     found = labelled(spec, logged, read_labels(home, model), until).due(spec, until)
     frame, joined, score = found.rows, found.known, found.score
     edges = window_edges(frame, subject, moment(until), window_days, windows)
@@ -153,40 +157,47 @@ def watch(
     rows, before = frame[place == len(shown) - 1], frame[(place >= 0) & (place < len(shown) - 1)]
     quality = quality_of(rows, before, subject, later=later)
     skew = _skew(rows, subject, store)
-    record = None if judged else on_record(directory, spec.drift, until, last, diagnosis, subject.version)
-    news = judged or (record is None and bool(diagnosis.faults))
-    evidence = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json" if news else None
-    if record is not None:
-        decision, diagnosis, evidence = record.decision, record.found, record.path
-    look = look_of(subject, shown, cells, found, place, decision, diagnosis, standing.series)
+    record, news = None, True
+    if not judged:
+        record, news = on_record(directory, spec.drift, until, last, diagnosis, subject.version)
+    file = directory / f"{_file_stamp(end)}{'' if judged else CERTAIN}.json"
+    stands = record or Recorded(decision, diagnosis, subject.version, until, file)
+    shows = beside(last, stands.found, subject.version)
+    look = look_of(subject, shown, cells, found, place, stands.decision, shows, standing.series)
+    # What speaks of now speaks of neither an empty window nor, once a later look has spoken, one of the past.
+    told = shown[-1].rows > 0 and not (over and looked_after(directory, until))
     alert = None
-    if news and evidence is not None:
-        write_atomically(LookStore(home).path(look), dumps(look))
-        alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id)
-    follow_rows(home / "alerts", model, shown[-1], diagnosis, quality, skew, standing.series.points)
-    if news and evidence is not None:
+    if told:
+        if news:
+            write_atomically(LookStore(home).path(look), dumps(look))
+            alert = follow_up(home / "alerts", model, shown[-1], diagnosis, decision.id, not judged)
+        # Of rows it is rows that tell: a look that judges no drift, as in the first days of a version, can.
+        if shown[-1].rows >= spec.drift.min_rows:
+            follow_rows(home / "alerts", model, shown[-1], quality, skew, standing.series.points)
+    if news:
         # Last: a paced look that was killed before is still due, so that its alert is not missed.
-        write_atomically(evidence, dumps(decision))
-    allowed = spec.drift.max_loss_increase
-    publish(home / "metrics", look, diagnosis, standing, quality, skew, allowed=allowed)
+        write_atomically(file, dumps(decision))
+    if told:
+        allowed = spec.drift.max_loss_increase
+        publish(home / "metrics", look, shows, standing, quality, skew, allowed=allowed)
     written = None
     if report and judged and shown[-1].rows:
         from monitoring.report import write_report
 
         told = {f"data quality {i}": item.text for i, item in enumerate(quality, start=1)}
         written = write_report(
-            home / "evidently", subject, model_columns(rows, spec), until, decision, standing.series, told
+            home / "evidently", subject, model_columns(rows, spec), until, stands.decision, standing.series, told
         )
     return WatchResult(
-        decision,
-        diagnosis,
+        stands.decision,
+        stands.found,
         standing.series.points,
         cells,
         found.findings,
         standing,
         quality,
         skew,
-        evidence,
+        stands.path if record is not None or news else None,
         written,
         alert,
         end,
@@ -194,11 +205,14 @@ def watch(
     )
 
 
-def _logged(home: Path, model: str, until: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the predictions before a moment of event time, and the others: these belong to it if a clock is ahead."""
+def _logged(home: Path, model: str, until: datetime) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
+    """Return the predictions before a moment of event time, the others, and whether any of these is not just ahead.
+
+    One whose clock is ahead belongs to the rows that it was received with.
+    """
     rows = read_predictions(home, model)
-    later = (rows["time"] >= until).to_numpy(dtype=bool)
-    return rows[~later], rows[later]
+    later, last = (rows["time"] >= until).to_numpy(dtype=bool), newest_time(rows)
+    return rows[~later], rows[later], last is not None and last >= until
 
 
 def _skew(rows: pd.DataFrame, subject: Subject, store: OfflineFeatures | None) -> SkewReport | None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import pytest
 from pydantic import TypeAdapter
 
 from monitoring import follow as job
-from monitoring.families import looks_taken
-from monitoring.pace import alone
+from monitoring.alerts import DIAGNOSED
+from monitoring.pace import alone, looks_taken
 from monitoring.watch import WatchResult, watch
 from tests.monitoring.test_watch_job import celsius, samples
+from trellis.adapters.look_store import LookStore
 from trellis.decision import Decision
 from trellis.drift import look_alpha
 from trellis.explain import replay, same
@@ -121,6 +123,92 @@ def test_a_certain_fault_is_heard_between_two_looks_once_and_spends_nothing(serv
     assert due.diagnosis.alpha == look_alpha(served.subject.spec.drift)
 
 
+def episodes(served) -> list[tuple[str, str]]:
+    bodies = [json.loads(path.read_text()) for path in (served.home / "alerts").glob("*.json")]
+    mine = [b for b in bodies if b["outcome"] in DIAGNOSED]
+    return [(b["outcome"], b["status"]) for b in sorted(mine, key=lambda b: str(b["opened_at"]))]
+
+
+def looked_at_monthly(served) -> None:
+    drift = replace(served.subject.spec.drift, looks_per_month=1.0)
+    served.subject = replace(served.subject, spec=replace(served.subject.spec, drift=drift))
+
+
+def test_a_fault_that_came_and_went_between_two_looks_is_over_and_heard_again_if_it_returns(served) -> None:
+    looked_at_monthly(served)
+
+    def broken(rows):
+        return {**rows, "temp": np.full(len(rows["temp"]), None)}
+
+    served.serve(14)
+    due = look(served)
+    served.serve(1, broken)
+    assert (look(served).diagnosis.outcome, episodes(served)) == ("UPSTREAM_FAULT", [("UPSTREAM_FAULT", "open")])
+    served.serve(1)
+    assert (look(served).judged, episodes(served)) == (False, [("UPSTREAM_FAULT", "open")])  # a window has some yet
+    served.serve(7)
+    mended = look(served)
+    assert (mended.judged, mended.decision, mended.alert) == (False, due.decision, None)
+    assert episodes(served) == [("UPSTREAM_FAULT", "closed")]
+    assert samples(served.home, "trellis_drift_fault") == {}
+    page = LookStore(served.home).latest("ferry_delay")[-1]
+    assert (page.end, page.outcome, page.decision) == (mended.end, "STABLE", due.decision.id)
+    kept = evidence(served)
+    assert look(served).decision == due.decision
+    served.serve(1)
+    look(served)
+    assert evidence(served) == kept  # that it is over is told once, too
+    stored = TypeAdapter(Decision).validate_json((served.home / "drift" / "ferry_delay" / kept[-1]).read_bytes())
+    assert same(replay(stored), stored.verdict)
+    served.serve(1, broken)
+    assert look(served).alert is not None
+    assert episodes(served) == [("UPSTREAM_FAULT", "closed"), ("UPSTREAM_FAULT", "open")]
+    assert looks_taken(served.home / "drift" / "ferry_delay", served.now) == 1
+
+
+def test_a_certain_fault_hides_nothing_of_what_the_last_look_measured(served) -> None:
+    served.serve(14, turned)
+    due = look(served)
+    assert due.diagnosis.harm.real
+
+    def measured():
+        names = ("trellis_model_loss_increase_low", "trellis_model_loss_increase_allowed", "trellis_drift_psi")
+        return {name: samples(served.home, name) for name in names}
+
+    before = measured()
+    assert len(before["trellis_drift_psi"]) == len(due.diagnosis.shifts) > 1
+    for _ in range(2):  # the look that tells the fault, and one that finds it on record
+        served.serve(1, lambda r: {**turned(r), "temp": np.full(len(r["temp"]), None)})
+        assert look(served).decision.verdict.outcome == "UPSTREAM_FAULT"
+        assert samples(served.home, "trellis_drift_fault") == {("temp", "nulls", "weather"): 1.0}
+        assert samples(served.home, "trellis_drift_outcome")[("UPSTREAM_FAULT",)] == 1
+        assert measured() == before
+    page = LookStore(served.home).latest("ferry_delay")[-1]
+    assert {c.name: (c.psi, c.fault) for c in page.drift} == {
+        s.name: (s.psi, "nulls" if s.name == "temp" else "") for s in due.diagnosis.shifts
+    }
+    # Another version's figures are not the champion's.
+    served.subject = replace(served.subject, version="2")
+    look(served)
+    assert measured()["trellis_drift_psi"] == {}
+
+
+def test_between_two_looks_nothing_ends_what_a_look_that_judged_has_told(served) -> None:
+    """A converted unit needs a test; that it is not among the certain faults does not mean that it is over."""
+    looked_at_monthly(served)
+    served.serve(14)
+    served.serve(7, celsius)
+    assert look(served).decision.verdict.outcome == "UPSTREAM_FAULT"
+    served.serve(1, lambda r: {**celsius(r), "late_rate": np.full(len(r["late_rate"]), None)})
+    assert look(served).diagnosis.views == ("line_delays",)
+    assert episodes(served) == [("UPSTREAM_FAULT", "open")] * 2
+    served.serve(8, celsius)
+    assert (look(served).judged, episodes(served)) == (
+        False,
+        [("UPSTREAM_FAULT", "open"), ("UPSTREAM_FAULT", "closed")],
+    )
+
+
 def test_a_fault_that_needs_a_test_waits_for_its_look(served) -> None:
     """Of a converted unit that leaves no trace on a grid, only a shift against training makes a fault."""
     served.serve(14)
@@ -148,8 +236,6 @@ def test_too_few_rows_spend_no_look_and_leave_nothing(served) -> None:
 
 
 def test_another_versions_verdict_does_not_stand_for_the_champion(served) -> None:
-    from dataclasses import replace
-
     served.serve(7, turned)
     assert look(served).decision.verdict.outcome == "DRIFT"
     served.serve(1, version="2")

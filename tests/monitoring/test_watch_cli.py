@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +21,7 @@ from monitoring.subject import Subject, read_reference, views_of
 from monitoring.watch import watch
 from trellis.adapters.database import engine
 from trellis.adapters.decision_store import DecisionStore
+from trellis.adapters.look_store import LookStore
 from trellis.cli import app
 from trellis.errors import DataError, UnknownModelError
 from trellis.settings import settings
@@ -66,6 +69,40 @@ def test_a_look_by_hand_can_be_explained_and_one_taken_again_is_one_decision(ser
     explained = CliRunner().invoke(app, told[1:])
     assert explained.exit_code == 0, explained.output
     assert "temp looks converted from degF to degC" in " ".join(explained.output.split())
+
+
+def test_a_look_by_hand_at_a_replay_is_at_the_replays_now_and_leaves_nothing_for_later_years(
+    served, command, capsys
+) -> None:
+    served.serve(14, lambda r: {**r, "load": np.where(np.arange(len(r["load"])) % 2, r["load"], 7.0)})
+    assert command("watch", "ferry_delay", "--paced", "--no-report") == 3
+    metrics, pages = served.home / "metrics" / "look-ferry_delay.prom", LookStore(served.home)
+    end = "2013-07-15T23:50:01Z"
+    for by_hand in (["watch"], ["watch", "--until", "latest"]):
+        assert command(*by_hand, "ferry_delay", "--no-report", "--json") == 3
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["end"] == end
+    before = metrics.read_bytes()
+    # Where no row is, as by the wall clock, a look says so to whoever asks, and to nobody else.
+    assert command("watch", "ferry_delay", "--until", "2026-01-01", "--no-report") == 5
+    assert "The window holds 0 rows" in capsys.readouterr().out
+    assert metrics.read_bytes() == before
+    assert [look.end for look in pages.latest("ferry_delay", 9)] == [end]
+
+
+def test_performance_by_default_is_as_of_the_last_thing_that_happened(served, command, capsys) -> None:
+    """Truths come four days late here: by the clock of years later all of them would be overdue, or taken for all."""
+    served.serve(7, known_after=lambda r: np.full(len(r["late"]), 96))
+    target = replace(served.subject.spec.target, delay_hours=96.0)
+    served.subject = replace(served.subject, spec=replace(served.subject.spec, target=target))
+    assert command("performance", "ferry_delay", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["series"]["as_of"], told["overdue"]) == ("2013-07-12T23:50:01Z", 0)  # the last truth's second
+    assert told["series"]["points"][-1]["labels"] == 700
+    assert told["series"]["points"][-1]["end"] == "2013-07-08T23:50:01Z"
+    served.serve(7, labels=0)  # nothing more is observed, and four days are not over for all of them
+    assert command("performance", "ferry_delay", "--as-of", "latest", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["series"]["as_of"], told["overdue"]) == ("2013-07-15T23:50:01Z", 300)
 
 
 def test_performance_as_a_table_and_as_json_at_any_past_moment(served, command, capsys) -> None:

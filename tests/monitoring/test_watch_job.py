@@ -307,3 +307,27 @@ def test_two_looks_at_once_lose_neither_models_metrics(served) -> None:
 def test_windows_that_make_no_sense_are_refused(served) -> None:
     with pytest.raises(DataError, match="make no history"):
         watch(served.subject, served.home, served.serve(1), window_days=0)
+
+
+def test_a_look_at_the_past_leaves_evidence_and_nothing_that_speaks_of_now(served) -> None:
+    """A fault of three weeks ago that is long mended, looked at by hand while a healthy look is on record."""
+    served.serve(7)
+    past = served.serve(7, lambda r: {**r, "load": np.where(np.arange(len(r["load"])) % 4, r["load"], 7.0)})
+    now = served.serve(21)
+    assert watch(served.subject, served.home, now, **QUIET).decision.verdict.outcome == "STABLE"
+
+    def spoken():
+        return {p: p.read_bytes() for d in ("alerts", "looks", "metrics") for p in (served.home / d).rglob("*.*")}
+
+    before = spoken()
+    result = watch(served.subject, served.home, past, **QUIET)
+    assert (result.decision.verdict.outcome, result.alert) == ("DRIFT", None)
+    assert result.quality[0].column == "load"
+    assert result.evidence.exists()
+    assert spoken() == before
+    # What happened since the last look is now, and so is a look that a wrong --until let end after the last row.
+    ahead = served.now + timedelta(days=3)
+    watch(served.subject, served.home, ahead, **QUIET)
+    latest = served.serve(1)
+    watch(served.subject, served.home, latest, **QUIET)
+    assert samples(served.home, "trellis_watch_window_end_seconds")[()] == latest.timestamp()

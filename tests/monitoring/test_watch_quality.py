@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -102,6 +103,7 @@ def alerts(home) -> dict[tuple[str, str], tuple[str, int]]:
     bodies = [json.loads(path.read_text()) for path in sorted((home / "alerts").glob("*.json"))]
     mine = [b for b in bodies if b["outcome"] in NOTED]
     assert all(b["severity"] == "warning" for b in mine)
+    mine.sort(key=lambda b: str(b["opened_at"]))  # of several episodes the newest
     return {(b["kind"], ",".join(b["columns"])): (b["status"], b["looks"]) for b in mine}
 
 
@@ -130,6 +132,30 @@ def test_faults_of_rows_and_skew_reach_the_channels_while_they_last_once(served)
     watch(served.subject, served.home, served.serve(7, seats), **QUIET)  # a new episode
     files = [p.name for p in (served.home / "alerts").glob("*data_quality*")]
     assert len(files) == 2
+
+
+def test_rows_are_told_of_and_their_alerts_closed_while_no_drift_can_be_judged(served) -> None:
+    """In the first days of a service, and of a champion of which no verdict stands yet."""
+
+    def seats(rows):
+        return {**rows, "load": np.where(np.arange(len(rows["load"])) % 2, rows["load"], 7.0)}
+
+    def look():
+        return watch(served.subject, served.home, served.now, paced=True, **QUIET)
+
+    served.serve(2, seats)
+    look()  # 200 rows of the 300 that are asked
+    assert alerts(served.home) == {}
+    served.serve(3, seats)
+    assert look().decision.verdict.outcome == "INSUFFICIENT"  # three quarters of a week are not served
+    assert alerts(served.home) == {("out_of_range", "load"): ("open", 1)}
+    served.serve(9)
+    assert look().judged
+    assert alerts(served.home) == {("out_of_range", "load"): ("closed", 1)}
+    served.subject = replace(served.subject, version="2")
+    served.serve(1, seats, version="2")
+    assert look().decision.verdict.outcome == "INSUFFICIENT"
+    assert alerts(served.home)[("out_of_range", "load")] == ("open", 1)
 
 
 def test_a_few_odd_rows_are_a_finding_and_no_alert(served) -> None:

@@ -14,7 +14,7 @@ from monitoring.watch import watch
 pytestmark = pytest.mark.slow
 
 
-def test_a_report_per_window_in_one_project_per_model(served, monkeypatch) -> None:
+def test_a_report_per_window_in_one_project_per_model(served, monkeypatch, caplog) -> None:
     first = served.serve(7)
     result = watch(served.subject, served.home, first)
     assert result.report == served.home / "evidently"
@@ -53,10 +53,23 @@ def test_a_report_per_window_in_one_project_per_model(served, monkeypatch) -> No
     assert watch(served.subject, served.home, third, paced=True).report is None
     third = served.serve(6)
     assert watch(served.subject, served.home, third, paced=True).report is not None
-    runs = json.loads((served.home / "drift" / "ferry_delay.reports.json").read_text())["runs"]
+    index = served.home / "drift" / "ferry_delay.reports.json"
+    runs = json.loads(index.read_text())["runs"]
     assert sorted(runs) == [second.isoformat(), third.isoformat()]
     assert {str(name) for name in store.list_runs(project.id)} == set(runs.values())
-    assert len(list((served.home / "drift" / "ferry_delay").glob("*.json"))) == 3
+    # A window before those has none, and it is said; nothing of the others is lost.
+    past = watch(served.subject, served.home, first)
+    assert (past.report, past.decision) == (None, result.decision)
+    assert "those of 2 newer windows stay" in caplog.text
+    assert {str(name) for name in store.list_runs(project.id)} == set(runs.values())
+    # Runs that the index does not know, as after a kill before it was written, are neither lost nor kept for ever.
+    index.unlink()
+    fourth = served.serve(7)
+    assert watch(served.subject, served.home, fourth).report is not None
+    runs = json.loads(index.read_text())["runs"]
+    assert sorted(runs) == [third.isoformat(), fourth.isoformat()]
+    assert {str(name) for name in store.list_runs(project.id)} == set(runs.values())
+    assert len(list((served.home / "drift" / "ferry_delay").glob("*.json"))) == 4
 
 
 def test_the_redrawn_training_side_has_training_distributions(subject) -> None:

@@ -28,13 +28,15 @@ def look_alpha(policy: DriftPolicy, looks: int = 0) -> float:
     ``6 / (pi k)**2``, and never more than a declared one. So the shares of 0, 1, 2, ... looks before never rise, and
     together they are no more than the budget: nine tenths, and a tenth of parts that add up to one.
 
-    That is enough for every 30 days, wherever they begin. The j-th look within them has at least the j - 1 before it
-    in its own last 30 days, and so gets no more than the j-th share: what they take together is a sum of different
-    shares at most. Looking more often than declared costs sharpness and never the promise.
+    That is enough for every 30 days, wherever they begin, in whatever order looks are taken. Of those that end within
+    them, the j-th to be taken finds the j - 1 others on record, all less than 30 days from it on either side, and so
+    gets no more than the j-th share: what they take together is a sum of different shares at most. (Were only looks
+    that end before it counted, as looks newest first would find none, each would take a whole share.) Looking more
+    often than declared costs sharpness and never the promise.
 
     Args:
         policy: The budget and the declared number of looks.
-        looks: Looks already taken in the last 30 days.
+        looks: Looks already taken that end less than 30 days from this one, before it or after.
     """
     planned = max(1, math.ceil(policy.looks_per_month))
     share = (1 - _RESERVE) / planned

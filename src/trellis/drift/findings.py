@@ -32,7 +32,7 @@ class DriftInputs:
         segments: Losses by segment, before and now.
         streams: When streaming detectors fired on the labelled losses, RFC 3339, by detector: they date a change and
             raise no alarm, for they know no budget.
-        looks: Looks already taken in the last 30 days: the budget's share of this one depends on it.
+        looks: Looks already taken that end within 30 days of this one: the budget's share of this one depends on it.
         level: That share: the chance of a false alarm that the look may take. 0 for a look between two due ones, which
             asks nothing that spends the budget: only certain faults count. None in evidence of before it was kept.
         estimate: What the change costs, as the performance ledger estimates it; realised losses decide without it.

@@ -63,6 +63,16 @@ def test_whenever_looks_are_taken_no_30_days_spend_more_than_the_budget(planned:
     assert worst_month(DriftPolicy(looks_per_month=planned), np.unique(days)) <= 1 + 1e-9
 
 
+@given(st.floats(0.5, 40), st.lists(st.integers(0, 360), min_size=1, max_size=80, unique=True))
+def test_in_whatever_order_looks_are_taken_no_30_days_spend_more_than_the_budget(planned, taken: list[int]) -> None:
+    """The naive reference of the job's count: of those on record, the ones less than 30 days away on either side."""
+    policy = DriftPolicy(looks_per_month=planned)
+    month = 120  # in quarters of a day
+    levels = [look_alpha(policy, sum(abs(end - other) < month for other in taken[:i])) for i, end in enumerate(taken)]
+    spent = [sum(a for a, end in zip(levels, taken, strict=True) if last - month < end <= last) for last in taken]
+    assert max(spent) <= policy.false_alarms_per_month * (1 + 1e-9)
+
+
 def test_the_declared_looks_share_nine_tenths_evenly() -> None:
     policy = DriftPolicy(false_alarms_per_month=0.6, looks_per_month=30)
     assert look_alpha(policy) == look_alpha(policy, 29) == pytest.approx(0.018)
