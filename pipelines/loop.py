@@ -26,8 +26,9 @@ from pipelines.verify import verify_inputs
 from trellis.adapters.loop_alerts import keep_loop_alerts
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of
-from trellis.errors import DataError, RegistryError
+from trellis.errors import DataError, LeaseHeldError, RegistryError, StaleRevisionError
 from trellis.loop import (
+    FOLLOWING,
     Cycle,
     Followed,
     Gated,
@@ -85,12 +86,14 @@ class Turn:
         retrain: Whether to train again, and why.
         loop: Where the loop stands now.
         outcome: What the gate said of the retraining that the decision began; None without one.
+        rollout: What was decided on a rollout that no retraining of the loop began; None without one.
     """
 
     look: Look
     retrain: Decision
     loop: Loop
     outcome: Outcome | None
+    rollout: Decision | None = None
 
 
 @step(keep=False)
@@ -194,7 +197,40 @@ def turn_loop(
     at = time_of_turn(found, loops().current(model)) if paced else now
     state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
     announce(state)
-    return Turn(found, work.decision, state, _outcome(state, work.decision))
+    rollout = follow_rollout(model, at, paced)
+    return Turn(found, work.decision, state, _outcome(state, work.decision), rollout)
+
+
+def follow_rollout(model: str, now: str, paced: bool) -> Decision | None:
+    """Look once at a rollout that the loop's own retraining does not follow: a person's, or one of a flow of its own.
+
+    It takes no lease of the loop's, so that a training, which holds that for hours, leaves no canary without guards.
+
+    Args:
+        model: Whose.
+        now: Event time of the turn, RFC 3339.
+        paced: Whether the turn is a schedule's. It is taken no earlier than the rollout's last move, as people say
+            theirs by the clock; and a rollout on which somebody else acts is left to them until the next turn.
+
+    Returns:
+        The decision; None where no such rollout is open, or it waits for time alone.
+
+    Raises:
+        LeaseHeldError, StaleRevisionError: Somebody else acts on it, and the turn is not paced.
+        ClockError: ``now`` cannot be.
+    """
+    if loops().current(model).stage in FOLLOWING:
+        return None
+    try:
+        state = controller().current(model, plugin_named(model).spec.rollout)
+        if state is None or state.final:
+            return None
+        said = [t for t in (state.started_at, state.entered_at, state.moved_at) if t and paced]
+        return advance_rollout(model, max([now, *said], key=moment))
+    except (LeaseHeldError, StaleRevisionError):
+        if not paced:
+            raise
+        return None
 
 
 def time_of_turn(found: Look, state: Loop) -> str:

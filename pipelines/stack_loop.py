@@ -15,7 +15,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from pipelines.data import Tables
-from pipelines.loop import Look, Work, announce, look, time_of_turn
+from pipelines.loop import Look, Work, announce, follow_rollout, look, time_of_turn
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
 from pipelines.rollout import mirror
@@ -41,12 +41,14 @@ class Watched:
         retrain: Whether to train again, and why.
         loop: Where the loop stands.
         event: Name of the event that asks for the retraining's work; empty where there is none.
+        rollout: What was decided on a rollout that no retraining of the loop began; None without one.
     """
 
     look: Look
     retrain: Decision
     loop: Loop
     event: str
+    rollout: Decision | None = None
 
 
 @flow
@@ -77,6 +79,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     except LeaseHeldError:
         if not paced:
             raise
+        follow_rollout(model, at, paced)
         return None
     announce(state)
     verdict = found.decision.verdict
@@ -84,7 +87,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     event = ""
     if state.open is not None and state.stage in LONG:
         event = ask_for_work(state, at)
-    return Watched(found, work.decision, state, event)
+    return Watched(found, work.decision, state, event, follow_rollout(model, at, paced))
 
 
 @flow

@@ -110,6 +110,57 @@ def test_a_scheduled_turn_leaves_alone_what_has_none_to_take(served: Path):
     assert not logs.exists()
 
 
+def a_turn(flow: str):
+    """Take a turn as a schedule does: a crontab's, or the deployment's."""
+    from pipelines.deployments import FLOWS
+
+    return FLOWS[flow](MODEL, "latest", report=False, paced=True)
+
+
+@pytest.mark.parametrize("flow", ["turn_loop", "watch_model"])
+def test_a_turn_follows_a_rollout_that_no_retraining_of_the_loop_began(served: Path, flow: str):
+    from pipelines.rollout import controller
+    from pipelines.stores import decisions, loops, plans
+    from pipelines.training import Recipe, train_model
+
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    rollouts = controller().store
+    serve(served, 17, 1)
+    first = a_turn(flow)
+    assert first.rollout.verdict.outcome == "HOLD"
+    assert rollouts.current(MODEL).started_at == first.look.at  # from here its days count
+    # Who acts on it at this moment is left to it; a training that holds the loop's lease does not leave it alone.
+    serve(served, 18, 0.1)
+    with rollouts.lease(MODEL):
+        assert a_turn(flow).rollout is None
+    serve(served, 18.1, 2, broken="2")
+    if flow == "watch_model":
+        with loops().lease(MODEL):
+            assert a_turn(flow) is None
+    else:
+        assert a_turn(flow).rollout.verdict.outcome == "ROLL_BACK"
+    assert (rollouts.current(MODEL).stage, plans().current(MODEL).canary) == ("rolled_back", None)
+    seen = len(decisions().list(MODEL, "canary"))
+    assert a_turn(flow).rollout is None
+    assert len(decisions().list(MODEL, "canary")) == seen
+
+
+def test_a_turn_that_is_asked_for_says_who_else_acts_and_a_paced_one_goes_on_from_a_persons_move(served: Path):
+    from pipelines.loop import follow_rollout
+    from pipelines.rollout import controller
+    from pipelines.training import Recipe, train_model
+    from trellis.errors import ClockError, LeaseHeldError
+
+    assert follow_rollout(MODEL, text(17), paced=False) is None  # none is open
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    with controller().store.lease(MODEL), pytest.raises(LeaseHeldError):
+        follow_rollout(MODEL, text(17), paced=False)
+    assert follow_rollout(MODEL, text(17), paced=False).verdict.outcome == "HOLD"
+    with pytest.raises(ClockError):
+        follow_rollout(MODEL, text(16), paced=False)
+    assert follow_rollout(MODEL, text(16), paced=True).at == text(17)
+
+
 def test_two_turns_at_once_judge_once_and_the_command_line_paces(served: Path):
     command = [sys.executable, "-m", "pipelines", "loop", MODEL, "--paced", "--json"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
