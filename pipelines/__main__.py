@@ -92,7 +92,7 @@ def loop(
     since: Since = "",
     paced: Annotated[
         bool,
-        typer.Option(help="For schedules: at the newest prediction's time; judge drift only when a look is due."),
+        typer.Option(help="For schedules: at the newest request's time; judge drift only when a look is due."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -102,7 +102,7 @@ def look(model: str, until: str, report: bool = True, paced: bool = False) -> Lo
 
     Args:
         model: Whose.
-        until: Event time of the look, RFC 3339, or ``latest``: the newest prediction's.
+        until: Event time of the look, RFC 3339, or ``latest``: the newest request's, answered or not.
         report: Whether a look that judges writes a report.
         paced: Whether to judge only when the model's next declared look is due.
 
@@ -183,7 +183,7 @@ def turn_loop(
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339; ``latest``, for a paced turn, is the newest prediction's.
+        now: Event time of the look, RFC 3339; ``latest``, for a paced turn, is the newest request's.
         recipe: How to train; the spec's first recipe if not given.
         since: Start of the training period, RFC 3339; empty for what the policy's method says.
         tables: Raw tables to use instead of a fresh ingest.

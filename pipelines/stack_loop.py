@@ -57,7 +57,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339; now if not given, or when paced the newest prediction's.
+        now: Event time of the look, RFC 3339; now if not given, or when paced the newest request's.
         report: Whether the look writes a report, which takes some seconds.
         paced: As schedules ask: drift is judged only when the model's next declared look is due; and what has no
             turn to take, a model that nobody has planned or asked yet, or whose loop another turn holds, is left alone.
@@ -65,8 +65,9 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     Returns:
         What it came to; None where a paced turn had nothing to do.
     """
-    asked = (settings().directory() / "predictions" / model).glob("*")
-    if paced and (plans().current(model) is None or not any(asked)):
+    home = settings().directory()
+    asked = any(any((home / log / model).glob("*")) for log in ("predictions", "failures"))
+    if paced and (plans().current(model) is None or not asked):
         return None
     at = now or ("latest" if paced else datetime.now(UTC).isoformat(timespec="seconds"))
     mirror(model)

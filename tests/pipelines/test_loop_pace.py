@@ -161,6 +161,48 @@ def test_a_turn_that_is_asked_for_says_who_else_acts_and_a_paced_one_goes_on_fro
     assert follow_rollout(MODEL, text(16), paced=True).at == text(17)
 
 
+def fail(home: Path, day: float, days: float, version: str, received: float | None = None) -> None:
+    """Let a version fail on 300 requests a day, received when they happen or all at one moment."""
+    from pipelines.stores import plans
+    from trellis.adapters.failure_log import FailureLog
+
+    log = FailureLog(home, MODEL, flush_seconds=1)
+    common = {"model": MODEL, "version": version, "variant": "champion", "assigned": version, "cause": "raised"}
+    for i in range(int(days * 300)):
+        at, key = text(day + i / 300), f"f{day}-{i}"
+        arrived = at if received is None else text(received)
+        log.append(
+            {"id": key, "unit": key, "time": at, "received_at": arrived, "revision": plans().current(MODEL).revision}
+            | common
+        )
+    log.close()
+
+
+def test_a_champion_that_answers_nothing_does_not_stop_the_clock(served: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.plugins import plugin_named
+    from pipelines.stores import plans
+    from pipelines.training import Recipe, train_model
+
+    plugin = plugin_named(MODEL)
+    policy = replace(plugin.spec.rollout, strategy="blue_green", rollback_days=1.0)
+    monkeypatch.setattr(plugin, "spec", replace(plugin.spec, rollout=policy))
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    assert a_turn("turn_loop").look.at == "2013-05-17T23:56:25Z"
+    assert plans().current(MODEL).champion.version == "2"
+    fail(served, 30, 0.02, "2", received=17)  # a slip of the pen says nothing of what is now
+    fail(served, 17, 3, "2")
+    turn = a_turn("turn_loop")
+    assert turn.look.at == "2013-05-20T23:55:13Z"  # the last failure came 288 seconds before the end of the day
+    assert (turn.rollout.verdict.outcome, plans().current(MODEL).champion.version) == ("ROLL_BACK", "1")
+
+
+def test_a_model_that_never_answered_has_its_turn(served: Path):
+    logs = served / "predictions" / MODEL
+    logs.rename(logs.with_name("gone"))
+    fail(served, 17, 1, "1")
+    assert a_turn("watch_model").look.at == "2013-05-18T23:55:13Z"
+
+
 def test_two_turns_at_once_judge_once_and_the_command_line_paces(served: Path):
     command = [sys.executable, "-m", "pipelines", "loop", MODEL, "--paced", "--json"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
