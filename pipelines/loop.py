@@ -132,10 +132,10 @@ def look(model: str, until: str, report: bool = True, paced: bool = False) -> Lo
 def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     """Decide whether to train again, from what the look found, the trainings so far and the labels since."""
     policy = plugin_named(model).spec.retrain
-    taken = _taken(model, now)
+    state = loops().current(model)
+    taken = _taken(state, now)
     if taken is not None:  # this turn was killed, or is run again: what was decided is finished, not weighed anew
         return taken
-    state = loops().current(model)
     until = _champion_until(model)
     trained = tuple(sorted({utc(t) for t in (*state.starts, until) if t}))
     new_labels = _new_labels(model, until, now)
@@ -362,10 +362,16 @@ def _signals(decision: Decision, found: Mapping[str, Any]) -> tuple[Signal, ...]
     return drift, Signal("performance", bool(harm["real"]), float(harm["increase"]), bound, text)
 
 
-def _taken(model: str, now: str) -> Decision | None:
-    """Return the decision to retrain that was taken at this moment already."""
-    earlier = decisions().list(model, "retrain")
-    return next((d for d in earlier if d.at == now and d.verdict.outcome == "RETRAIN"), None)
+def _taken(state: Loop, now: str) -> Decision | None:
+    """Return the decision of this very moment that the newest cycle came from, unless a person has asked since.
+
+    Paced turns come at the same moment for as long as no request does: their evidence begins no second cycle, while a
+    person's word is weighed. A decision that began no cycle is not looked for: on the same evidence it is taken again.
+    """
+    if state.cycle is None or state.request is not None:
+        return None
+    mine, taken = state.cycle.decision, decisions().list(state.model, "retrain")
+    return next((d for d in taken if d.id == mine and d.at == now), None)
 
 
 def _outcome(state: Loop, decision: Decision) -> Outcome | None:

@@ -203,6 +203,31 @@ def test_a_model_that_never_answered_has_its_turn(served: Path):
     assert a_turn("watch_model").look.at == "2013-05-18T23:55:13Z"
 
 
+@pytest.mark.parametrize("flow", ["turn_loop", "watch_model"])
+def test_a_persons_word_is_served_while_no_request_comes(served: Path, flow: str):
+    from pipelines.stores import decisions, loops
+    from trellis.loop import Request, asked
+
+    serve(served, 17, 7, law=0.1)
+    first = a_turn(flow)
+    assert (first.retrain.verdict.outcome, first.loop.cycles) == ("RETRAIN", 1)
+    again = a_turn(flow)  # as after a kill: what was decided is finished
+    assert (again.retrain, again.loop.cycles) == (first.retrain, 1)
+
+    before = loops().current(MODEL)
+    word = Request("word-1", "anna", "a better recipe", "2013-05-25T00:00:00Z", True)
+    loops().commit(before, asked(before, word).state, who="anna", why=word.why)
+    second = a_turn(flow)
+    assert second.retrain.at == first.retrain.at  # nothing was asked of the model since
+    assert (second.retrain.who, second.loop.cycles, second.loop.request) == ("anna", 2, None)
+    # Neither decision begins another cycle, whatever became of theirs.
+    after = loops().current(MODEL)
+    ended = replace(after, stage="watching", cycle=replace(after.cycle, outcome="rejected"), number=after.number + 1)
+    loops().commit(after, ended, who="anna", why="as if the gate had spoken")
+    assert (a_turn(flow).retrain, loops().current(MODEL)) == (second.retrain, ended)
+    assert len(decisions().list(MODEL, "retrain")) == 2
+
+
 def test_two_turns_at_once_judge_once_and_the_command_line_paces(served: Path):
     command = [sys.executable, "-m", "pipelines", "loop", MODEL, "--paced", "--json"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
