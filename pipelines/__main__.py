@@ -101,7 +101,11 @@ def loop(
 
     with reporting(StepProgress(quiet=as_json)):
         turn = turn_loop(model, now or ("latest" if paced else _now()), since=since, paced=paced)
-    lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in (turn.look.decision, turn.retrain)]
+    if turn is None:
+        _say(None, f"Another turn of the loop of {model} is under way; this one is left to it.", as_json)
+        return
+    taken = (turn.look.decision, turn.retrain, *([turn.rollout] if turn.rollout else []))
+    lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in taken]
     if turn.outcome:
         lines.append(
             f"v{turn.outcome.version}: {turn.outcome.verdict}. {turn.outcome.reason} ({turn.outcome.decision})"

@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.data import Tables
+from pipelines.following import follow_rollout, leave_to_holder
 from pipelines.moments import moment, utc
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
@@ -26,9 +27,8 @@ from pipelines.verify import verify_inputs
 from trellis.adapters.loop_alerts import keep_loop_alerts
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of
-from trellis.errors import DataError, LeaseHeldError, RegistryError, StaleRevisionError
+from trellis.errors import DataError, LeaseHeldError, RegistryError
 from trellis.loop import (
-    FOLLOWING,
     Cycle,
     Followed,
     Gated,
@@ -178,7 +178,7 @@ def turn_loop(
     tables: Tables | None = None,
     report: bool = True,
     paced: bool = False,
-) -> Turn:
+) -> Turn | None:
     """Look once, decide, and go on with the retraining that is going on, as far as the world allows.
 
     Args:
@@ -189,48 +189,29 @@ def turn_loop(
         tables: Raw tables to use instead of a fresh ingest.
         report: Whether the look writes a report, which takes some seconds.
         paced: Whether it judges drift only when the model's next declared look is due; the newest verdict on record
-            stands until then. For schedules, which come more often than that.
+            stands until then. For schedules, which come more often than that; where another turn holds the loop, that
+            one is left to it.
+
+    Returns:
+        What it did; None where a paced turn found the loop held.
+
+    Raises:
+        LeaseHeldError: Another turn is under way, and this one is not paced.
     """
     mirror(model)
     found = look(model, now, report, paced)
     work = Work(model, found, Retraining(model, recipe, since, tables))
     at = time_of_turn(found, loops().current(model)) if paced else now
-    state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
+    try:
+        state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
+    except LeaseHeldError:
+        if not paced:
+            raise
+        leave_to_holder(model, at)
+        return None
     announce(state)
     rollout = follow_rollout(model, at, paced)
     return Turn(found, work.decision, state, _outcome(state, work.decision), rollout)
-
-
-def follow_rollout(model: str, now: str, paced: bool) -> Decision | None:
-    """Look once at a rollout that the loop's own retraining does not follow: a person's, or one of a flow of its own.
-
-    It takes no lease of the loop's, so that a training, which holds that for hours, leaves no canary without guards.
-
-    Args:
-        model: Whose.
-        now: Event time of the turn, RFC 3339.
-        paced: Whether the turn is a schedule's. It is taken no earlier than the rollout's last move, as people say
-            theirs by the clock; and a rollout on which somebody else acts is left to them until the next turn.
-
-    Returns:
-        The decision; None where no such rollout is open, or it waits for time alone.
-
-    Raises:
-        LeaseHeldError, StaleRevisionError: Somebody else acts on it, and the turn is not paced.
-        ClockError: ``now`` cannot be.
-    """
-    if loops().current(model).stage in FOLLOWING:
-        return None
-    try:
-        state = controller().current(model, plugin_named(model).spec.rollout)
-        if state is None or state.final:
-            return None
-        said = [t for t in (state.started_at, state.entered_at, state.moved_at) if t and paced]
-        return advance_rollout(model, max([now, *said], key=moment))
-    except (LeaseHeldError, StaleRevisionError):
-        if not paced:
-            raise
-        return None
 
 
 def time_of_turn(found: Look, state: Loop) -> str:

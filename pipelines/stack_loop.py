@@ -15,11 +15,12 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from pipelines.data import Tables
-from pipelines.loop import Look, Work, announce, follow_rollout, look, time_of_turn
+from pipelines.following import follow_rollout, leave_to_holder
+from pipelines.loop import Look, Work, announce, look, time_of_turn
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
 from pipelines.rollout import mirror
-from pipelines.steps import flow, step
+from pipelines.steps import flow, nothing_to_do, step
 from pipelines.stores import decisions, loops, plans
 from pipelines.training import Recipe
 from trellis.decision import Decision
@@ -68,6 +69,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     home = settings().directory()
     asked = any(any((home / log / model).glob("*")) for log in ("predictions", "failures"))
     if paced and (plans().current(model) is None or not asked):
+        nothing_to_do()
         return None
     at = now or ("latest" if paced else datetime.now(UTC).isoformat(timespec="seconds"))
     mirror(model)
@@ -80,7 +82,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     except LeaseHeldError:
         if not paced:
             raise
-        follow_rollout(model, at, paced)
+        leave_to_holder(model, at)
         return None
     announce(state)
     verdict = found.decision.verdict

@@ -51,13 +51,17 @@ class Reporter(Protocol):
 
 @dataclass
 class FlowRun:
-    """One run of a flow: the time each step worked, and the whole; the name of the error that ended it, if one did."""
+    """One run of a flow: the time each step worked, and the whole; the name of the error that ended it, if one did.
+
+    One that found nothing to do is ``idle``: it tells neither how the flow gets on nor how long it takes.
+    """
 
     name: str
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     wall: float = 0.0
     error: str = ""
+    idle: bool = False
 
     @property
     def work(self) -> float:
@@ -82,6 +86,13 @@ def reporting(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _REPORTER.reset(token)
+
+
+def nothing_to_do() -> None:
+    """Say that the flow that is running had nothing to do, so that the list of runs leaves it out."""
+    run = _RUN.get()
+    if run is not None:
+        run.idle = True
 
 
 class Step(Generic[P, R]):
@@ -244,7 +255,8 @@ def _accounted(name: str) -> Iterator[None]:
     finally:
         run.wall = time.perf_counter() - begun
         _RUN.reset(token)
-        _log(run)
+        if run.error or not run.idle:
+            _log(run)
         if (reporter := _REPORTER.get()) is not None:
             reporter.ended(run)
 
