@@ -20,7 +20,17 @@ app = typer.Typer(
     name="trellis flow", help="Run a flow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
-Model = Annotated[str, typer.Argument(help="The model's name; see: trellis models list")]
+
+def _known(model: str) -> str:
+    """Refuse a slip of the pen before a run begins: as a failure of that model's flow it would stand for ever."""
+    from pipelines.plugins import catalogue
+
+    if model not in catalogue().names():
+        catalogue().plugin(model)  # raises, and names what is alike
+    return model
+
+
+Model = Annotated[str, typer.Argument(callback=_known, help="The model's name; see: trellis models list")]
 Since = Annotated[str, typer.Option(callback=utc, help="First moment of the rows, RFC 3339; everything if not given.")]
 Until = Annotated[
     str, typer.Option(callback=utc, help="Moment by which the truth was known, RFC 3339; everything if not given.")

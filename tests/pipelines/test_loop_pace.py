@@ -255,3 +255,34 @@ def test_a_paced_turn_that_finds_the_loop_held_leaves_it_to_the_holder_and_fails
         with pytest.raises(LeaseHeldError):
             turn_loop(MODEL, text(17), report=False)
     assert kept("retrain") == []
+
+
+def test_a_turn_that_fails_is_told_until_the_same_models_goes_well(served: Path):
+    from monitoring.state_metrics import FlowRuns
+    from pipelines.stack_loop import watch_model
+    from trellis.errors import DataError
+
+    def failed() -> dict[str, float]:
+        found = [m for m in FlowRuns(served / "flows" / "runs.jsonl").collect() if m.name.endswith("last_run_failed")]
+        return {s.labels["model"]: s.value for m in found for s in m.samples if s.labels["flow"] == "watch-model"}
+
+    segment = next((served / "predictions" / MODEL).glob("*.jsonl"))
+    whole = segment.read_bytes()
+    segment.write_bytes(b"no JSON\n" + whole)
+    with pytest.raises(DataError, match="The watch job"):
+        watch_model(MODEL, report=False, paced=True)
+    assert watch_model("toy_multiclass", report=False, paced=True) is None  # it has no plan, and no turn to take
+    assert failed() == {MODEL: 1}
+    segment.write_bytes(whole)
+    assert watch_model(MODEL, report=False, paced=True) is not None
+    assert failed() == {MODEL: 0}
+
+
+def test_a_model_that_is_none_is_refused_before_a_run_begins(home: Path):
+    from typer.testing import CliRunner
+
+    from pipelines.__main__ import app
+    from trellis.errors import UnknownModelError
+
+    assert isinstance(CliRunner().invoke(app, ["loop", "toy_binari", "--paced"]).exception, UnknownModelError)
+    assert not (home / "flows" / "runs.jsonl").exists()
