@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     look.add_argument(
         "--until",
         type=_moment,
-        help="end of the window, RFC 3339; default latest, the newest prediction's event time",
+        help="end of the window, RFC 3339; default latest, the newest request's event time",
     )
     look.add_argument("--window-days", type=float, default=None, help="default: the baseline's period")
     look.add_argument("--windows", type=int, default=6, help="windows of history, the judged one included")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     skew.add_argument("model")
     skew.add_argument("--since", type=_moment, help="earliest event time, RFC 3339; default a week before --until")
-    skew.add_argument("--until", type=_moment, help="latest event time, RFC 3339; default the newest prediction's")
+    skew.add_argument("--until", type=_moment, help="latest event time, RFC 3339; default the newest request's")
     skew.add_argument("--rows", type=int, default=2_000, help="most predictions replayed, evenly spaced in time")
     skew.add_argument("--json", action="store_true", help="print the whole result as JSON")
     tells = commands.add_parser("alerts", help="list alerts, silence some, test the channels, deliver what is due")
@@ -219,14 +219,10 @@ def _replay(chosen: argparse.Namespace) -> int:
 
 
 def _after_the_last(model: str) -> datetime:
-    """Return the end of the newest prediction's second: event time is the data's, and a replay is not now.
+    """Return the end of the newest request's second: event time is the data's, and a replay is not now."""
+    from trellis.adapters.failure_log import newest_request
 
-    A row ahead of the log's clock does not count: one of 2099 would leave every look until then without rows.
-    """
-    from trellis.adapters.prediction_log import read_predictions
-    from trellis.quality import newest_time
-
-    last = newest_time(read_predictions(settings().home.resolve(), model))
+    last = newest_request(settings().home.resolve(), model)
     return datetime.now(UTC) if last is None else last.to_pydatetime() + timedelta(seconds=1)
 
 

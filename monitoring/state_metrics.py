@@ -1,7 +1,7 @@
 """Where rollouts, decisions, flows and features stand, as metrics read at the scrape from their stores and files.
 
 Nothing of this is on the path of an answer: the exporter is a process of its own. Cardinality is bounded by models and
-the versions of a plan, by kinds and outcomes of decisions, by flows and by feature views.
+the versions of a plan, by kinds and outcomes of decisions, by flows times models and by feature views.
 """
 
 from __future__ import annotations
@@ -106,32 +106,34 @@ class FlowRuns:
 
     def _begin(self) -> None:
         self._offset = 0
-        self._ended: dict[tuple[str, str], int] = {}
-        self._broke: dict[str, bool] = {}
-        self._last: dict[str, tuple[float, float]] = {}
+        self._ended: dict[tuple[str, str, str], int] = {}
+        # By flow and model: one model's good turn says nothing of another's that fails.
+        self._broke: dict[tuple[str, str], bool] = {}
+        self._last: dict[tuple[str, str], tuple[float, float]] = {}
         self._steps: dict[tuple[str, str], float] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Yield counts and durations of all runs so far."""
         self._read()
-        ended = CounterMetricFamily("trellis_flow_runs", "Runs of flows.", labels=["flow", "outcome"])
-        for (flow, outcome), count in sorted(self._ended.items()):
-            ended.add_metric([flow, outcome], count)
+        ended = CounterMetricFamily("trellis_flow_runs", "Runs of flows.", labels=["flow", "model", "outcome"])
+        for key, count in sorted(self._ended.items()):
+            ended.add_metric(key, count)
+        mine = ["flow", "model"]
         when = GaugeMetricFamily(
-            "trellis_flow_last_success_timestamp_seconds", "When a flow last ended well.", labels=["flow"]
+            "trellis_flow_last_success_timestamp_seconds", "When a model's flow last ended well.", labels=mine
         )
-        took = GaugeMetricFamily("trellis_flow_last_success_seconds", "How long that run took.", labels=["flow"])
-        for flow, (moment, seconds) in self._last.items():
-            when.add_metric([flow], moment)
-            took.add_metric([flow], seconds)
+        took = GaugeMetricFamily("trellis_flow_last_success_seconds", "How long that run took.", labels=mine)
+        for whose, (moment, seconds) in self._last.items():
+            when.add_metric(whose, moment)
+            took.add_metric(whose, seconds)
         worked = CounterMetricFamily("trellis_flow_step_seconds", "Time steps have worked.", labels=["flow", "step"])
         for (flow, step), seconds in self._steps.items():
             worked.add_metric([flow, step], seconds)
         failed = GaugeMetricFamily(
-            "trellis_flow_last_run_failed", "Whether a flow's last run ended with an error.", labels=["flow"]
+            "trellis_flow_last_run_failed", "Whether a flow's last run for a model ended with an error.", labels=mine
         )
-        for flow, broke in self._broke.items():
-            failed.add_metric([flow], broke)
+        for whose, broke in self._broke.items():
+            failed.add_metric(whose, broke)
         yield from (ended, failed, when, took, worked)
 
     def _read(self) -> None:
@@ -152,18 +154,21 @@ class FlowRuns:
                 logger.warning("a line of %s cannot be read and is left out", self._path.name)
 
     def _count(self, run: dict[str, Any]) -> None:
-        flow, error = str(run["flow"]), bool(run.get("error"))
-        key = (flow, "failed" if error else "completed")
+        flow, model, error = str(run["flow"]), str(run.get("model", "")), bool(run.get("error"))
+        key = (flow, model, "failed" if error else "completed")
         self._ended[key] = self._ended.get(key, 0) + 1
-        self._broke[flow] = error
+        if model:  # lines of an earlier release name none: they stand until one does, or a failure would for ever
+            self._broke.pop((flow, ""), None)
+            self._last.pop((flow, ""), None)
+        self._broke[flow, model] = error
         # Both outcomes from the first run on, so that the second's failure is a rise.
-        self._ended.setdefault((flow, "completed"), 0)
-        self._ended.setdefault((flow, "failed"), 0)
+        self._ended.setdefault((flow, model, "completed"), 0)
+        self._ended.setdefault((flow, model, "failed"), 0)
         for step, seconds in run["steps"].items():
             self._steps[flow, step] = self._steps.get((flow, step), 0.0) + float(seconds)
         if not error and "ended_at" in run:
             moment = datetime.fromisoformat(str(run["ended_at"])).timestamp()
-            self._last[flow] = (moment, float(run["wall_seconds"]))
+            self._last[flow, model] = (moment, float(run["wall_seconds"]))
 
 
 class FeatureMarks:

@@ -20,7 +20,17 @@ app = typer.Typer(
     name="trellis flow", help="Run a flow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 
-Model = Annotated[str, typer.Argument(help="The model's name; see: trellis models list")]
+
+def _known(model: str) -> str:
+    """Refuse a slip of the pen before a run begins: as a failure of that model's flow it would stand for ever."""
+    from pipelines.plugins import catalogue
+
+    if model not in catalogue().names():
+        catalogue().plugin(model)  # raises, and names what is alike
+    return model
+
+
+Model = Annotated[str, typer.Argument(callback=_known, help="The model's name; see: trellis models list")]
 Since = Annotated[str, typer.Option(callback=utc, help="First moment of the rows, RFC 3339; everything if not given.")]
 Until = Annotated[
     str, typer.Option(callback=utc, help="Moment by which the truth was known, RFC 3339; everything if not given.")
@@ -92,7 +102,7 @@ def loop(
     since: Since = "",
     paced: Annotated[
         bool,
-        typer.Option(help="For schedules: at the newest prediction's time; judge drift only when a look is due."),
+        typer.Option(help="For schedules: at the newest request's time; judge drift only when a look is due."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,7 +111,11 @@ def loop(
 
     with reporting(StepProgress(quiet=as_json)):
         turn = turn_loop(model, now or ("latest" if paced else _now()), since=since, paced=paced)
-    lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in (turn.look.decision, turn.retrain)]
+    if turn is None:
+        _say(None, f"Another turn of the loop of {model} is under way; this one is left to it.", as_json)
+        return
+    taken = (turn.look.decision, turn.retrain, *([turn.rollout] if turn.rollout else []))
+    lines = [f"{d.verdict.outcome}. {d.verdict.reason} ({d.id})" for d in taken]
     if turn.outcome:
         lines.append(
             f"v{turn.outcome.version}: {turn.outcome.verdict}. {turn.outcome.reason} ({turn.outcome.decision})"

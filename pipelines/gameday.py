@@ -246,6 +246,7 @@ def _turn(model: str, until: str, trains: bool) -> tuple[Look, Decision, str]:
 
     if trains:
         turn = turn_loop(model, until, report=False)
+        assert turn is not None  # that is for paced ones
         return turn.look, turn.retrain, turn.loop.stage
     found = look(model, until, report=False)
     return found, weigh_retraining(model, until, found), loops().current(model).stage

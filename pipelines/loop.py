@@ -15,6 +15,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from pipelines.data import Tables
+from pipelines.following import follow_rollout, leave_to_holder
 from pipelines.moments import moment, utc
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
@@ -26,7 +27,7 @@ from pipelines.verify import verify_inputs
 from trellis.adapters.loop_alerts import keep_loop_alerts
 from trellis.adapters.prediction_log import read_labels, read_predictions
 from trellis.decision import Decision, decision_of
-from trellis.errors import DataError, RegistryError
+from trellis.errors import DataError, LeaseHeldError, RegistryError
 from trellis.loop import (
     Cycle,
     Followed,
@@ -85,12 +86,14 @@ class Turn:
         retrain: Whether to train again, and why.
         loop: Where the loop stands now.
         outcome: What the gate said of the retraining that the decision began; None without one.
+        rollout: What was decided on a rollout that no retraining of the loop began; None without one.
     """
 
     look: Look
     retrain: Decision
     loop: Loop
     outcome: Outcome | None
+    rollout: Decision | None = None
 
 
 @step(keep=False)
@@ -99,7 +102,7 @@ def look(model: str, until: str, report: bool = True, paced: bool = False) -> Lo
 
     Args:
         model: Whose.
-        until: Event time of the look, RFC 3339, or ``latest``: the newest prediction's.
+        until: Event time of the look, RFC 3339, or ``latest``: the newest request's, answered or not.
         report: Whether a look that judges writes a report.
         paced: Whether to judge only when the model's next declared look is due.
 
@@ -129,10 +132,10 @@ def look(model: str, until: str, report: bool = True, paced: bool = False) -> Lo
 def weigh_retraining(model: str, now: str, found: Look) -> Decision:
     """Decide whether to train again, from what the look found, the trainings so far and the labels since."""
     policy = plugin_named(model).spec.retrain
-    taken = _taken(model, now)
+    state = loops().current(model)
+    taken = _taken(state, now)
     if taken is not None:  # this turn was killed, or is run again: what was decided is finished, not weighed anew
         return taken
-    state = loops().current(model)
     until = _champion_until(model)
     trained = tuple(sorted({utc(t) for t in (*state.starts, until) if t}))
     new_labels = _new_labels(model, until, now)
@@ -175,26 +178,40 @@ def turn_loop(
     tables: Tables | None = None,
     report: bool = True,
     paced: bool = False,
-) -> Turn:
+) -> Turn | None:
     """Look once, decide, and go on with the retraining that is going on, as far as the world allows.
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339; ``latest``, for a paced turn, is the newest prediction's.
+        now: Event time of the look, RFC 3339; ``latest``, for a paced turn, is the newest request's.
         recipe: How to train; the spec's first recipe if not given.
         since: Start of the training period, RFC 3339; empty for what the policy's method says.
         tables: Raw tables to use instead of a fresh ingest.
         report: Whether the look writes a report, which takes some seconds.
         paced: Whether it judges drift only when the model's next declared look is due; the newest verdict on record
-            stands until then. For schedules, which come more often than that.
+            stands until then. For schedules, which come more often than that; where another turn holds the loop, that
+            one is left to it.
+
+    Returns:
+        What it did; None where a paced turn found the loop held.
+
+    Raises:
+        LeaseHeldError: Another turn is under way, and this one is not paced.
     """
     mirror(model)
     found = look(model, now, report, paced)
     work = Work(model, found, Retraining(model, recipe, since, tables))
     at = time_of_turn(found, loops().current(model)) if paced else now
-    state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
+    try:
+        state = turn(loops(), work, plugin_named(model).spec.retrain, model, at)
+    except LeaseHeldError:
+        if not paced:
+            raise
+        leave_to_holder(model, at)
+        return None
     announce(state)
-    return Turn(found, work.decision, state, _outcome(state, work.decision))
+    rollout = follow_rollout(model, at, paced)
+    return Turn(found, work.decision, state, _outcome(state, work.decision), rollout)
 
 
 def time_of_turn(found: Look, state: Loop) -> str:
@@ -326,10 +343,16 @@ def _signals(decision: Decision, found: Mapping[str, Any]) -> tuple[Signal, ...]
     return drift, Signal("performance", bool(harm["real"]), float(harm["increase"]), bound, text)
 
 
-def _taken(model: str, now: str) -> Decision | None:
-    """Return the decision to retrain that was taken at this moment already."""
-    earlier = decisions().list(model, "retrain")
-    return next((d for d in earlier if d.at == now and d.verdict.outcome == "RETRAIN"), None)
+def _taken(state: Loop, now: str) -> Decision | None:
+    """Return the decision of this very moment that the newest cycle came from, unless a person has asked since.
+
+    Paced turns come at the same moment for as long as no request does: their evidence begins no second cycle, while a
+    person's word is weighed. A decision that began no cycle is not looked for: on the same evidence it is taken again.
+    """
+    if state.cycle is None or state.request is not None:
+        return None
+    mine, taken = state.cycle.decision, decisions().list(state.model, "retrain")
+    return next((d for d in taken if d.id == mine and d.at == now), None)
 
 
 def _outcome(state: Loop, decision: Decision) -> Outcome | None:

@@ -15,11 +15,12 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from pipelines.data import Tables
+from pipelines.following import follow_rollout, leave_to_holder
 from pipelines.loop import Look, Work, announce, look, time_of_turn
 from pipelines.plugins import plugin_named
 from pipelines.retraining import Retraining
 from pipelines.rollout import mirror
-from pipelines.steps import flow, step
+from pipelines.steps import flow, nothing_to_do, step
 from pipelines.stores import decisions, loops, plans
 from pipelines.training import Recipe
 from trellis.decision import Decision
@@ -41,12 +42,14 @@ class Watched:
         retrain: Whether to train again, and why.
         loop: Where the loop stands.
         event: Name of the event that asks for the retraining's work; empty where there is none.
+        rollout: What was decided on a rollout that no retraining of the loop began; None without one.
     """
 
     look: Look
     retrain: Decision
     loop: Loop
     event: str
+    rollout: Decision | None = None
 
 
 @flow
@@ -55,7 +58,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
 
     Args:
         model: Whose loop.
-        now: Event time of the look, RFC 3339; now if not given, or when paced the newest prediction's.
+        now: Event time of the look, RFC 3339; now if not given, or when paced the newest request's.
         report: Whether the look writes a report, which takes some seconds.
         paced: As schedules ask: drift is judged only when the model's next declared look is due; and what has no
             turn to take, a model that nobody has planned or asked yet, or whose loop another turn holds, is left alone.
@@ -63,8 +66,10 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     Returns:
         What it came to; None where a paced turn had nothing to do.
     """
-    asked = (settings().directory() / "predictions" / model).glob("*")
-    if paced and (plans().current(model) is None or not any(asked)):
+    home = settings().directory()
+    asked = any(any((home / log / model).glob("*")) for log in ("predictions", "failures"))
+    if paced and (plans().current(model) is None or not asked):
+        nothing_to_do()
         return None
     at = now or ("latest" if paced else datetime.now(UTC).isoformat(timespec="seconds"))
     mirror(model)
@@ -77,6 +82,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     except LeaseHeldError:
         if not paced:
             raise
+        leave_to_holder(model, at)
         return None
     announce(state)
     verdict = found.decision.verdict
@@ -84,7 +90,7 @@ def watch_model(model: str, now: str = "", report: bool = True, paced: bool = Fa
     event = ""
     if state.open is not None and state.stage in LONG:
         event = ask_for_work(state, at)
-    return Watched(found, work.decision, state, event)
+    return Watched(found, work.decision, state, event, follow_rollout(model, at, paced))
 
 
 @flow

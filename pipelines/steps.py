@@ -51,13 +51,18 @@ class Reporter(Protocol):
 
 @dataclass
 class FlowRun:
-    """One run of a flow: the time each step worked, and the whole; the name of the error that ended it, if one did."""
+    """One run of a flow: whose, the time each step worked, and the whole; the error's name if one ended it.
+
+    One that found nothing to do is ``idle``: it tells neither how the flow gets on nor how long it takes.
+    """
 
     name: str
+    model: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     wall: float = 0.0
     error: str = ""
+    idle: bool = False
 
     @property
     def work(self) -> float:
@@ -82,6 +87,13 @@ def reporting(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _REPORTER.reset(token)
+
+
+def nothing_to_do() -> None:
+    """Say that the flow that is running had nothing to do, so that the list of runs leaves it out."""
+    run = _RUN.get()
+    if run is not None:
+        run.idle = True
 
 
 class Step(Generic[P, R]):
@@ -201,7 +213,7 @@ class Flow(Generic[P, R]):
 
         # A heartbeat lets the server tell that a process died, and costs a flow up to a second: one is enough.
         inner = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if _RUN.get() is not None else {}
-        with temporary_settings(inner), _accounted(self.name):
+        with temporary_settings(inner), _accounted(self.name, self._model(args, kwargs)):
             return self.prefect(*args, **kwargs)  # type: ignore[no-any-return]
 
     @functools.cached_property
@@ -218,8 +230,12 @@ class Flow(Generic[P, R]):
         )
 
     def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        with _accounted(self.name):
+        with _accounted(self.name, self._model(args, kwargs)):
             return self.function(*args, **kwargs)
+
+    def _model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return whose run it is; empty where the flow is no model's."""
+        return str(inspect.signature(self.function).bind(*args, **kwargs).arguments.get("model", ""))
 
 
 def flow(function: Callable[P, R]) -> Flow[P, R]:
@@ -228,12 +244,12 @@ def flow(function: Callable[P, R]) -> Flow[P, R]:
 
 
 @contextmanager
-def _accounted(name: str) -> Iterator[None]:
+def _accounted(name: str, model: str) -> Iterator[None]:
     """Account for the time of the outermost flow inside."""
     if _RUN.get() is not None:
         yield
         return
-    run = FlowRun(name)
+    run = FlowRun(name, model)
     token = _RUN.set(run)
     begun = time.perf_counter()
     try:
@@ -244,7 +260,8 @@ def _accounted(name: str) -> Iterator[None]:
     finally:
         run.wall = time.perf_counter() - begun
         _RUN.reset(token)
-        _log(run)
+        if run.error or not run.idle:
+            _log(run)
         if (reporter := _REPORTER.get()) is not None:
             reporter.ended(run)
 
@@ -267,6 +284,7 @@ def _log(run: FlowRun) -> None:
     line = dumps(
         {
             "flow": run.name,
+            "model": run.model,
             "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "error": run.error,
             "wall_seconds": round(run.wall, 3),

@@ -181,6 +181,7 @@ class Story:
 
     def _turn(self, tables: Tables, report: bool = True) -> Turn:
         turn = turn_loop(MODEL, _text(self._now), tables=tables, report=report)
+        assert turn is not None  # that is for paced ones
         self._tell.decision(turn.look.decision)
         if turn.look.alert:
             alert = json.loads(Path(turn.look.alert).read_text())

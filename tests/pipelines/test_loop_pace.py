@@ -110,13 +110,179 @@ def test_a_scheduled_turn_leaves_alone_what_has_none_to_take(served: Path):
     assert not logs.exists()
 
 
+def a_turn(flow: str):
+    """Take a turn as a schedule does: a crontab's, or the deployment's."""
+    from pipelines.deployments import FLOWS
+
+    return FLOWS[flow](MODEL, "latest", report=False, paced=True)
+
+
+@pytest.mark.parametrize("flow", ["turn_loop", "watch_model"])
+def test_a_turn_follows_a_rollout_that_no_retraining_of_the_loop_began(served: Path, flow: str):
+    from pipelines.rollout import controller
+    from pipelines.stores import decisions, loops, plans
+    from pipelines.training import Recipe, train_model
+
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    rollouts = controller().store
+    serve(served, 17, 1)
+    first = a_turn(flow)
+    assert first.rollout.verdict.outcome == "HOLD"
+    assert rollouts.current(MODEL).started_at == first.look.at  # from here its days count
+    # Who acts on it at this moment is left to it; a training that holds the loop's lease does not leave it alone.
+    serve(served, 18, 0.1)
+    with rollouts.lease(MODEL):
+        assert a_turn(flow).rollout is None
+    serve(served, 18.1, 2, broken="2")
+    if flow == "watch_model":
+        with loops().lease(MODEL):
+            assert a_turn(flow) is None
+    else:
+        assert a_turn(flow).rollout.verdict.outcome == "ROLL_BACK"
+    assert (rollouts.current(MODEL).stage, plans().current(MODEL).canary) == ("rolled_back", None)
+    seen = len(decisions().list(MODEL, "canary"))
+    assert a_turn(flow).rollout is None
+    assert len(decisions().list(MODEL, "canary")) == seen
+
+
+def test_a_turn_that_is_asked_for_says_who_else_acts_and_a_paced_one_goes_on_from_a_persons_move(served: Path):
+    from pipelines.following import follow_rollout
+    from pipelines.rollout import controller
+    from pipelines.training import Recipe, train_model
+    from trellis.errors import ClockError, LeaseHeldError
+
+    assert follow_rollout(MODEL, text(17), paced=False) is None  # none is open
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    with controller().store.lease(MODEL), pytest.raises(LeaseHeldError):
+        follow_rollout(MODEL, text(17), paced=False)
+    assert follow_rollout(MODEL, text(17), paced=False).verdict.outcome == "HOLD"
+    with pytest.raises(ClockError):
+        follow_rollout(MODEL, text(16), paced=False)
+    assert follow_rollout(MODEL, text(16), paced=True).at == text(17)
+
+
+def fail(home: Path, day: float, days: float, version: str, received: float | None = None) -> None:
+    """Let a version fail on 300 requests a day, received when they happen or all at one moment."""
+    from pipelines.stores import plans
+    from trellis.adapters.failure_log import FailureLog
+
+    log = FailureLog(home, MODEL, flush_seconds=1)
+    common = {"model": MODEL, "version": version, "variant": "champion", "assigned": version, "cause": "raised"}
+    for i in range(int(days * 300)):
+        at, key = text(day + i / 300), f"f{day}-{i}"
+        arrived = at if received is None else text(received)
+        log.append(
+            {"id": key, "unit": key, "time": at, "received_at": arrived, "revision": plans().current(MODEL).revision}
+            | common
+        )
+    log.close()
+
+
+def test_a_champion_that_answers_nothing_does_not_stop_the_clock(served: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.plugins import plugin_named
+    from pipelines.stores import plans
+    from pipelines.training import Recipe, train_model
+
+    plugin = plugin_named(MODEL)
+    policy = replace(plugin.spec.rollout, strategy="blue_green", rollback_days=1.0)
+    monkeypatch.setattr(plugin, "spec", replace(plugin.spec, rollout=policy))
+    assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
+    assert a_turn("turn_loop").look.at == "2013-05-17T23:56:25Z"
+    assert plans().current(MODEL).champion.version == "2"
+    fail(served, 30, 0.02, "2", received=17)  # a slip of the pen says nothing of what is now
+    fail(served, 17, 3, "2")
+    turn = a_turn("turn_loop")
+    assert turn.look.at == "2013-05-20T23:55:13Z"  # the last failure came 288 seconds before the end of the day
+    assert (turn.rollout.verdict.outcome, plans().current(MODEL).champion.version) == ("ROLL_BACK", "1")
+
+
+def test_a_model_that_never_answered_has_its_turn(served: Path):
+    logs = served / "predictions" / MODEL
+    logs.rename(logs.with_name("gone"))
+    fail(served, 17, 1, "1")
+    assert a_turn("watch_model").look.at == "2013-05-18T23:55:13Z"
+
+
+@pytest.mark.parametrize("flow", ["turn_loop", "watch_model"])
+def test_a_persons_word_is_served_while_no_request_comes(served: Path, flow: str):
+    from pipelines.stores import decisions, loops
+    from trellis.loop import Request, asked
+
+    serve(served, 17, 7, law=0.1)
+    first = a_turn(flow)
+    assert (first.retrain.verdict.outcome, first.loop.cycles) == ("RETRAIN", 1)
+    again = a_turn(flow)  # as after a kill: what was decided is finished
+    assert (again.retrain, again.loop.cycles) == (first.retrain, 1)
+
+    before = loops().current(MODEL)
+    word = Request("word-1", "anna", "a better recipe", "2013-05-25T00:00:00Z", True)
+    loops().commit(before, asked(before, word).state, who="anna", why=word.why)
+    second = a_turn(flow)
+    assert second.retrain.at == first.retrain.at  # nothing was asked of the model since
+    assert (second.retrain.who, second.loop.cycles, second.loop.request) == ("anna", 2, None)
+    # Neither decision begins another cycle, whatever became of theirs.
+    after = loops().current(MODEL)
+    ended = replace(after, stage="watching", cycle=replace(after.cycle, outcome="rejected"), number=after.number + 1)
+    loops().commit(after, ended, who="anna", why="as if the gate had spoken")
+    assert (a_turn(flow).retrain, loops().current(MODEL)) == (second.retrain, ended)
+    assert len(decisions().list(MODEL, "retrain")) == 2
+
+
 def test_two_turns_at_once_judge_once_and_the_command_line_paces(served: Path):
     command = [sys.executable, "-m", "pipelines", "loop", MODEL, "--paced", "--json"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     ended = [(*turn.communicate(timeout=120), turn.returncode) for turn in both]
-    told = [json.loads(out) for out, _, code in ended if code == 0]
+    assert [code for _, _, code in ended] == [0, 0], ended
+    told = [said for out, _, _ in ended if (said := json.loads(out)) is not None]  # null: left to the other one
     assert told, ended
-    assert all(b"Another" in err for _, err, code in ended if code)
     assert {t["look"]["decision"]["id"] for t in told} == {told[0]["look"]["decision"]["id"]}
     assert kept("drift") == ["STABLE"]
     assert len(list((served / "drift" / MODEL).glob("*.json"))) == 1
+
+
+def test_a_paced_turn_that_finds_the_loop_held_leaves_it_to_the_holder_and_fails_nothing(served: Path):
+    from pipelines.loop import turn_loop
+    from pipelines.stores import loops
+    from trellis.errors import LeaseHeldError
+
+    command = [sys.executable, "-m", "pipelines", "loop", MODEL]
+    with loops().lease(MODEL):
+        ended = subprocess.run([*command, "--paced"], cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout == f"Another turn of the loop of {MODEL} is under way; this one is left to it.\n"
+        runs = [json.loads(line)["flow"] for line in (served / "flows" / "runs.jsonl").read_text().splitlines()]
+        assert "turn-loop" not in runs
+        with pytest.raises(LeaseHeldError):
+            turn_loop(MODEL, text(17), report=False)
+    assert kept("retrain") == []
+
+
+def test_a_turn_that_fails_is_told_until_the_same_models_goes_well(served: Path):
+    from monitoring.state_metrics import FlowRuns
+    from pipelines.stack_loop import watch_model
+    from trellis.errors import DataError
+
+    def failed() -> dict[str, float]:
+        found = [m for m in FlowRuns(served / "flows" / "runs.jsonl").collect() if m.name.endswith("last_run_failed")]
+        return {s.labels["model"]: s.value for m in found for s in m.samples if s.labels["flow"] == "watch-model"}
+
+    segment = next((served / "predictions" / MODEL).glob("*.jsonl"))
+    whole = segment.read_bytes()
+    segment.write_bytes(b"no JSON\n" + whole)
+    with pytest.raises(DataError, match="The watch job"):
+        watch_model(MODEL, report=False, paced=True)
+    assert watch_model("toy_multiclass", report=False, paced=True) is None  # it has no plan, and no turn to take
+    assert failed() == {MODEL: 1}
+    segment.write_bytes(whole)
+    assert watch_model(MODEL, report=False, paced=True) is not None
+    assert failed() == {MODEL: 0}
+
+
+def test_a_model_that_is_none_is_refused_before_a_run_begins(home: Path):
+    from typer.testing import CliRunner
+
+    from pipelines.__main__ import app
+    from trellis.errors import UnknownModelError
+
+    assert isinstance(CliRunner().invoke(app, ["loop", "toy_binari", "--paced"]).exception, UnknownModelError)
+    assert not (home / "flows" / "runs.jsonl").exists()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipelines.progress import StepProgress
-from pipelines.steps import FlowRun, flow, reporting, run_key, step
+from pipelines.steps import FlowRun, flow, nothing_to_do, reporting, run_key, step
 from trellis.errors import StorageError
 
 
@@ -96,6 +96,22 @@ def test_a_flow_accounts_for_its_time_and_tells_what_it_reused(home: Path):
     assert run["overhead_seconds"] == pytest.approx(run["wall_seconds"] - sum(run["steps"].values()), abs=0.002)
 
 
+def test_a_run_is_journalled_with_its_model_and_an_idle_one_only_if_it_failed(home: Path):
+    @flow
+    def turn(count: int, model: str) -> None:
+        if count <= 0:
+            nothing_to_do()
+        if count < 0:
+            raise ValueError("negative")
+
+    turn(1, "a")
+    turn(0, model="b")
+    with pytest.raises(ValueError, match="negative"):
+        turn(-1, model="c")
+    runs = [json.loads(line) for line in (home / "flows" / "runs.jsonl").read_text().splitlines()]
+    assert [(run["model"], run["error"]) for run in runs] == [("a", ""), ("c", "ValueError")]
+
+
 def test_a_result_that_cannot_be_kept_is_an_error_with_a_remedy(home: Path):
     make, _ = _make(home)
     make(1, "a")
@@ -132,7 +148,7 @@ def test_a_flow_inside_a_flow_counts_for_the_outer_one_and_a_failed_flow_is_told
 def test_the_progress_of_a_flow_ends_with_wall_work_and_overhead_in_one_line():
     out = io.StringIO()
     progress = StepProgress(console=Console(file=out, width=200))
-    progress.ended(FlowRun("train-model", {"train": 1.5, "gate": 0.25}, ["gate"], wall=2.0))
+    progress.ended(FlowRun("train-model", "toy", {"train": 1.5, "gate": 0.25}, ["gate"], wall=2.0))
     assert out.getvalue() == "2.0 s in all: 1.8 s work in 2 steps, 1 kept from before, 0.2 s overhead\n"
 
 

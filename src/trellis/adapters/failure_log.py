@@ -12,6 +12,7 @@ import pandas as pd
 from trellis.adapters.append_log import AppendLog
 from trellis.adapters.log_frames import read_frame
 from trellis.adapters.prediction_log import read_predictions
+from trellis.quality import newest_time
 
 # The row was lost because another version failed on the same request.
 LOST = "lost"
@@ -46,6 +47,23 @@ def read_failures(home: Path, model: str) -> pd.DataFrame:
     frame = frame.sort_values("received_at", kind="stable", ignore_index=True)
     frame.attrs = attrs
     return frame
+
+
+def newest_request(home: Path, model: str) -> pd.Timestamp | None:
+    """Return the event time of the newest row that a model was asked for, answered or not; None where there is none.
+
+    A champion that answers nothing goes on being asked: by its answers alone, time would stand still for whoever is to
+    take it back. A row ahead of the log's clock does not count, or one of 2099 would leave all time until then empty.
+
+    Args:
+        home: Trellis's home.
+        model: The model.
+
+    Raises:
+        DataError: A line other than a segment's last is damaged.
+    """
+    asked = [frame[["time", "received_at"]] for frame in (read_predictions(home, model), read_failures(home, model))]
+    return newest_time(pd.concat(asked, ignore_index=True))
 
 
 def read_assigned(home: Path, model: str, until: datetime | None = None) -> pd.DataFrame:

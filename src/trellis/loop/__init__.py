@@ -10,7 +10,7 @@ from trellis.loop.decide import (
     label_signal,
     schedule_signal,
 )
-from trellis.loop.driver import LONG, LoopStates, LoopWork, begin, go_on, turn
+from trellis.loop.driver import FOLLOWING, LONG, LoopStates, LoopWork, begin, go_on, turn
 from trellis.loop.state import (
     FRUITLESS,
     Begun,
@@ -34,6 +34,7 @@ from trellis.loop.state import (
 from trellis.loop.verify import VerifyInputs, decide_verify
 
 __all__ = [
+    "FOLLOWING",
     "FRUITLESS",
     "LONG",
     "Begun",

@@ -27,6 +27,8 @@ from trellis.loop.state import (
 
 # Stages whose work takes long and costs; each attempt is written down before it begins.
 LONG = ("training", "gating")
+# Stages that look at the model's rollout, whoever began it.
+FOLLOWING = ("rollout", "verifying")
 
 
 class LoopWork(Protocol):

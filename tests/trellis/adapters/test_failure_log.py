@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from trellis.adapters.failure_log import FailureLog, read_assigned, read_failures
+from trellis.adapters.failure_log import FailureLog, newest_request, read_assigned, read_failures
 from trellis.adapters.prediction_log import PredictionLog
 from trellis.errors import DataError
 
@@ -97,3 +97,14 @@ def test_a_record_is_json_that_a_person_can_read(tmp_path):
     written(tmp_path, [], [record])
     [segment] = (tmp_path / "failures" / "toy").glob("*.jsonl")
     assert json.loads(segment.read_text()) == record
+
+
+def test_the_newest_request_is_an_answers_or_a_failures_and_none_of_them_ahead_of_the_clock(tmp_path):
+    assert newest_request(tmp_path, "toy") is None
+    written(tmp_path, [], [failure("a", 3, "1", "1")])
+    assert newest_request(tmp_path, "toy") == START + timedelta(minutes=3)
+    written(tmp_path, [answer("b", 4, "1")], [])
+    assert newest_request(tmp_path, "toy") == START + timedelta(minutes=4)
+    ahead = failure("c", 9_000, "1", "1") | {"received_at": at(5)}
+    written(tmp_path, [], [failure("d", 5, "1", "1"), ahead])
+    assert newest_request(tmp_path, "toy") == START + timedelta(minutes=5)
