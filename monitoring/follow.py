@@ -57,7 +57,7 @@ def _look(model: str, report: bool) -> bool:
 
 
 def _extent(home: Path, model: str) -> tuple[int, int]:
-    """Return how much of a model's predictions and labels there is, in bytes."""
-    folders = (home / "predictions" / model, home / "labels" / model)
+    """Return how much of a model's requests, answered or not, and of its labels there is, in bytes."""
+    folders = (home / kind / model for kind in ("predictions", "failures", "labels"))
     sizes = [sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) for folder in folders]
-    return sizes[0], sizes[1]
+    return sizes[0] + sizes[1], sizes[2]

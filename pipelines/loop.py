@@ -306,10 +306,11 @@ class Work:
         return Verified(decision.verdict.outcome, decision.verdict.reason, decision.id)
 
     def give_back(self, cycle: Cycle) -> Returned:
-        """Let the version before answer again."""
-        if self._champion == cycle.version:
-            why = f"Version {cycle.version} regressed: {cycle.why}"
-            controller().rollback(self._model, self._spec.rollout, who="platform", why=why)
+        """Let the version before answer again; a rollout on top of the one that regressed ends before."""
+        why = f"Version {cycle.version} regressed: {cycle.why}"
+        for _ in range(2):
+            if self._champion == cycle.version:
+                controller().rollback(self._model, self._spec.rollout, who="platform", why=why)
         mirror(self._model)
         back = f"Version {self._champion} answers again"
         return Returned(f"{back}, with the features, the thresholds and the drift baseline that it was released with.")

@@ -19,6 +19,7 @@ from monitoring.alerts import DIAGNOSED
 from monitoring.pace import alone, looks_taken
 from monitoring.watch import WatchResult, watch
 from tests.monitoring.test_watch_job import celsius, samples
+from trellis.adapters.failure_log import FailureLog
 from trellis.adapters.look_store import LookStore
 from trellis.decision import Decision
 from trellis.drift import look_alpha
@@ -298,6 +299,27 @@ def test_the_watching_job_asks_for_paced_looks(served, monkeypatch) -> None:
     assert len(taken) == 11
     assert not set(taken) & {1, 2}
     assert len(evidence(served)) == 3  # 10 days after the first, at eight in 30
+
+
+def test_the_watching_job_looks_where_requests_only_fail(tmp_path, monkeypatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(job, "_look", lambda model, report: looked.append(model) or True)
+
+    class Rounds(threading.Event):
+        left = 4
+
+        def wait(self, timeout=None) -> bool:
+            self.left -= 1
+            if self.left == 2:
+                log = FailureLog(tmp_path, "toy", flush_seconds=0.0)
+                log.append({"id": "a#0"})
+                log.close()
+            if not self.left:
+                self.set()
+            return self.is_set()
+
+    job.follow(lambda: ["toy"], tmp_path, 0, Rounds())
+    assert looked == ["toy"]
 
 
 def test_a_look_that_was_killed_before_its_end_is_still_due_and_its_alert_is_heard(served, monkeypatch) -> None:

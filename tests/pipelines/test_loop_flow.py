@@ -194,14 +194,20 @@ def test_a_loop_watches_refuses_faults_and_trains_once_a_turn(trained: Path):
     (verified,) = [d for d in decisions().list(MODEL, "verify") if d.verdict.outcome == "CONFIRMED"]
     assert same(replay(verified), verified.verdict)
 
-    # What regresses goes back, once.
+    # What regresses goes back, once, and with it what somebody has begun on top of it.
     from pipelines.loop import Work
     from pipelines.retraining import Retraining
 
     work = Work(MODEL, turn.look, Retraining(MODEL))
+    from trellis.rollout import Variant
+
+    newer = Variant("99", "canary", 0.0, "/artifacts/99", "99")
+    controller().start(MODEL, [newer], policy, who="anna", why="tries something else")
     first, revision = work.give_back(state.cycle), plans().current(MODEL).revision
     assert work.give_back(state.cycle) == first
-    assert (plans().current(MODEL).champion.version, plans().current(MODEL).revision) == (old, revision)
+    assert [v.version for v in plans().current(MODEL).variants] == [old]
+    assert plans().current(MODEL).revision == revision
+    assert controller().store.current(MODEL).stage == "rolled_back"
 
 
 def ensemble_of_two(plugin, artifact: Path, champion: Path) -> None:
