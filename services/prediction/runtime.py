@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from services.prediction.background import Background, Job, Key
 from services.prediction.columns import batch, to_json
+from services.prediction.errors import UnavailableError
 from services.prediction.metrics import Metrics
 from services.prediction.versions import LoadedVersion, load
 from trellis.adapters.plan_store import Change
@@ -170,9 +171,13 @@ class Models:
 
         Raises:
             UnknownModelError: It is not served here; the message has close matches.
+            ArtifactError: It cannot be loaded, or not yet.
+            UnavailableError: Which models there are is not known yet.
         """
         model = self._models.get(name)
         if model is None or model.active is None:
+            if not self._polled:
+                raise UnavailableError("The plans have not been read yet.", remedy="Try again in a second.")
             known = self.names()
             if name in self._broken or (model is not None and model.faults):
                 why = self._broken.get(name) or "; ".join(model.faults.values() if model else ())
@@ -191,8 +196,8 @@ class Models:
 
     @property
     def loading(self) -> bool:
-        """Whether a plan waits for something that is being loaded."""
-        return bool(self._loading)
+        """Whether the plans are still to be read, or one waits for something that is being loaded."""
+        return not self._polled or bool(self._loading)
 
     def status(self) -> dict[str, Any]:
         """Say what is served, and everything that is wrong, for people and for the readiness page."""

@@ -12,6 +12,7 @@ from services.prediction.auth import RefusedError
 from services.prediction.errors import UnavailableError
 from services.prediction.metrics import Metrics
 from trellis.adapters.api_keys import KeyStore
+from trellis.errors import StorageError
 from trellis.rollout.plan import first_plan, with_canary
 
 BY = {"who": "ann", "why": "a test"}
@@ -170,6 +171,48 @@ def test_the_first_look_waits_for_a_hung_model_so_long_and_no_longer(world, gate
     assert (refused.status_code, "is being loaded" in refused.json()["error"]["reason"]) == (503, True)
     gate.open()
     until(lambda: world.service.ready)
+    world.service._watcher.stop()
+
+
+class Refusing:
+    """A plan store that refuses connections until it is back."""
+
+    def __init__(self, plans):
+        self._plans, self.is_back, self.asked = plans, False, 0
+
+    def models(self):
+        self.asked += 1
+        if not self.is_back:
+            raise StorageError("The plan store cannot be reached: connection refused.")
+        return self._plans.models()
+
+    def current(self, model):
+        return self._plans.current(model)
+
+
+def test_a_start_without_the_plan_store_waits_for_it_and_calls_no_model_unknown(world, row):
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    store = world.service.models._plans = Refusing(world.plans)
+    world.service.start()
+    until(lambda: store.asked > 3)
+    assert not world.service.looked(0)
+    for answer in (world.predict(row()), world.predict(row(), model="toy_tensor"), world.get("/v1/models/toy_linear")):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "not been read yet" in answer.json()["error"]["reason"]
+    store.is_back = True
+    assert world.service.looked(20)
+    assert world.predict(row()).status_code == 200
+    assert world.predict(row(), model="toy_tensor").status_code == 404, "now it is known that there is none"
+    world.service._watcher.stop()
+
+
+def test_a_plan_store_that_stays_away_is_waited_for_so_long_and_no_longer(world, row, monkeypatch):
+    world.service.models._plans = Refusing(world.plans)
+    monkeypatch.setattr(watcher, "_FIRST_SECONDS", 0.3)
+    world.service.start()
+    assert world.service.looked(20)
+    assert world.predict(row()).status_code == 503
+    assert not world.service.ready
     world.service._watcher.stop()
 
 
