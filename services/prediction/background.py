@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 _TURN_SECONDS = 2.0
+_LONG_SECONDS = 30.0  # after which the log says what is still being loaded
 
 Key = tuple[str, ...]
 
@@ -70,3 +74,13 @@ class Background:
                 self._turn.release()
             job.is_over = True
             self.news.set()
+
+
+def under_way(name: str, jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Return the jobs that have not ended; one that takes long is told of once."""
+    waits = {what: job for what, job in jobs.items() if not job.is_over}
+    for what, job in waits.items():
+        if not job.told and time.monotonic() - job.since > _LONG_SECONDS:
+            job.told = True
+            logger.warning("%s %s has been loading for %.0f s; what is held answers", name, what, _LONG_SECONDS)
+    return waits

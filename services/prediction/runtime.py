@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.prediction.background import Background, Job, Key
+from services.prediction.background import Background, Job, Key, under_way
 from services.prediction.columns import batch, to_json
 from services.prediction.errors import UnavailableError
 from services.prediction.metrics import Metrics
@@ -24,7 +24,6 @@ from trellis.rollout.plan import RolloutPlan, Variant, line_of_champions
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-_LONG_SECONDS = 30.0  # after which the log says what is still being loaded
 
 
 class Plans(Protocol):
@@ -288,7 +287,7 @@ class Models:
                 work = partial(load, model.plugin, model.sample, v, self._home, self._verify_key)
                 jobs[key] = self._background.job(key, work)
         self._background.forget(name, but=jobs)
-        waits = _under_way(name, {f"version {key[1]}": job for key, job in jobs.items()})
+        waits = under_way(name, {f"version {key[1]}": job for key, job in jobs.items()})
         if waits:
             return waits
         repeated, model.tried = model.tried == plan, plan
@@ -325,7 +324,7 @@ class Models:
         if name in self._broken and now < self._retry_at.get(name, 0.0):
             return None, {}
         job = self._background.job((name, "plug-in"), partial(self._prepared, name))
-        waits = _under_way(name, {"plug-in": job})
+        waits = under_way(name, {"plug-in": job})
         if waits:
             return None, waits
         self._background.forget(name)
@@ -363,16 +362,6 @@ class Models:
         if not known:
             logger.error("%s %s cannot be loaded, what is held goes on answering: %s", name, what, error)
         return f"{type(error).__name__}: {error}"
-
-
-def _under_way(name: str, jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """Return the jobs that have not ended; one that takes long is told of once."""
-    waits = {what: job for what, job in jobs.items() if not job.is_over}
-    for what, job in waits.items():
-        if not job.told and time.monotonic() - job.since > _LONG_SECONDS:
-            job.told = True
-            logger.warning("%s %s has been loading for %.0f s; what is held answers", name, what, _LONG_SECONDS)
-    return waits
 
 
 def _held(active: Active | None, variant: Variant) -> LoadedVersion | None:

@@ -186,8 +186,8 @@ class Refusing:
             raise StorageError("The plan store cannot be reached: connection refused.")
         return self._plans.models()
 
-    def current(self, model):
-        return self._plans.current(model)
+    def __getattr__(self, name):
+        return getattr(self._plans, name)
 
 
 def test_a_start_without_the_plan_store_waits_for_it_and_calls_no_model_unknown(world, row):
