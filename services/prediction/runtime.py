@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +66,12 @@ class Active:
     def champion(self) -> LoadedVersion:
         """The version that answers whatever no canary takes."""
         return self.versions[self.plan.champion.version]
+
+    @cached_property
+    def seconds(self) -> float:
+        """How long one row takes the slowest that may have to answer, ``previous`` included."""
+        held = [*self.versions.values(), *([self.previous] if self.previous is not None else [])]
+        return max(version.seconds for version in held)
 
 
 @dataclass
