@@ -54,7 +54,11 @@ class Background:
         job = self._jobs.get(key)
         if job is None:
             job = self._jobs[key] = Job()
-            threading.Thread(target=self._run, args=(job, work), name=f"load-{key[0]}", daemon=True).start()
+            thread = threading.Thread(target=self._run, args=(job, work), name=f"load-{key[0]}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has none to spare; a failed load is tried again, a silent one not
+                job.error, job.is_over = error, True
         return job
 
     def forget(self, model: str, but: Iterable[Key] = ()) -> None:

@@ -256,3 +256,30 @@ def test_what_failed_is_tried_again_after_a_while(world, gate, monkeypatch):
     world.service.models.poll()
     assert revision(world) == 2
     assert world.service.models.status()["models"]["toy_linear"]["faults"] == {}
+
+
+def test_a_thread_that_cannot_be_started_is_a_failed_load_and_ends_no_look(world, monkeypatch):
+    one, tensor = world.artifact("1"), world.artifact("1", model="toy_tensor")
+    start, names = threading.Thread.start, []
+
+    def refused_once(thread):
+        names.append(thread.name)
+        if names.count(thread.name) == 1 and thread.name == "load-toy_linear":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused_once)
+    save(world, first_plan("toy_linear", one, salt="s"))
+    save(world, first_plan("toy_tensor", tensor, salt="s"))
+    world.service.models.poll()
+    assert world.service.models.names() == ["toy_tensor"]
+    assert "can't start new thread" in world.service.models.status()["broken"]["toy_linear"]
+    world.service.models._retry_at["toy_linear"] = 0.0
+    world.service.models.poll()
+    assert world.service.models.names() == ["toy_linear", "toy_tensor"]
+    names.clear()
+    world.deploy(world.artifact("2"))
+    assert "can't start new thread" in world.service.models.status()["models"]["toy_linear"]["faults"]["2"]
+    world.service.models.get("toy_linear").retry_at = 0.0
+    world.service.models.poll()
+    assert revision(world) == 2
