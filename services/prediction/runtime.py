@@ -306,11 +306,14 @@ class Models:
         self._background.forget(name)
         model.retry_at = now + _RETRY_SECONDS if faults else float("inf")
         done = plan
-        if plan.unit is not None and plan.unit not in model.spec.fields:
-            # A later plug-in has dropped the field. Then each row is drawn by its own id, which is also what the log
-            # has as its unit; so whoever counts by unit counts what was drawn.
+        if plan.unit is not None and plan.unit not in {f.name for f in model.spec.request}:
+            # A later plug-in has dropped the field, or made it a feature, which callers need not send. Then each row is
+            # drawn by its own id, which is also what the log has as its unit; so whoever counts by unit counts what was
+            # drawn.
             done = replace(plan, unit=None)
-            faults["plan"] = f"Its unit {plan.unit!r} is no field of the plug-in; every row is assigned by itself."
+            faults["plan"] = (
+                f"Its unit {plan.unit!r} is no request field of the plug-in; every row is assigned by itself."
+            )
             if not repeated:
                 logger.warning("%s revision %d: %s", name, plan.revision, faults["plan"])
         model.faults = faults
