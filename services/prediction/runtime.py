@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from services.prediction.background import Background, Job, Key, under_way
 from services.prediction.columns import batch, to_json
 from services.prediction.errors import UnavailableError
+from services.prediction.feature_versions import declarations
 from services.prediction.metrics import Metrics
 from services.prediction.versions import LoadedVersion, load
 from trellis.adapters.plan_store import Change
@@ -319,7 +320,7 @@ class Models:
         model.faults = faults
         if plan.champion.version in held:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(done, held, self._behind(active, plan, held), _reads(model.spec, plan, held))
+            model.active = Active(done, held, self._behind(active, plan, held), declarations(model.spec, plan, held))
             self._metrics.revision.labels(name).set(plan.revision)
             self._metrics.expect(name, held)
             if not repeated:
@@ -381,17 +382,3 @@ def _held(active: Active | None, variant: Variant) -> LoadedVersion | None:
         if version is not None and (version.version, version.digest) == (variant.version, variant.digest):
             return version
     return None
-
-
-def _reads(spec: ModelSpec, plan: RolloutPlan, versions: Mapping[str, LoadedVersion]) -> dict[str, ModelSpec]:
-    """Return the declaration by version where a version reads another feature service than it names.
-
-    Where a version could not be loaded the champion answers, and from the champion's features.
-    """
-    reads: dict[str, ModelSpec] = {}
-    for variant in plan.variants:
-        answers = variant if variant.version in versions else plan.champion
-        service = answers.release.feature_service if answers.release is not None else ""
-        if service and service != spec.feature_service:
-            reads[variant.version] = replace(spec, feature_service=service)
-    return reads
