@@ -130,7 +130,7 @@ class PredictionService:
 
     @property
     def ready(self) -> bool:
-        """Whether every model with a plan can be answered."""
+        """Whether requests are to be sent here."""
         return self.models.ready
 
     def app(self) -> ASGIApp:

@@ -163,6 +163,8 @@ class Models:
         self._retry_at: dict[str, float] = {}
         self._store_fault: str | None = None
         self._polled = False
+        self._patient = True
+        self._ready = False
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -195,10 +197,16 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that has a plan can be answered, and there is one."""
-        names = self.names()
-        answered = bool(names) and len(names) == len(self._models) and not self._loading.keys() - set(names)
-        return self._polled and not self._broken and answered
+        """Whether requests are to be sent here; once they are, one bad model does not end it for all others."""
+        return self._ready
+
+    def hurry(self) -> None:
+        """Be ready as soon as any model is answered, whatever else is still being loaded."""
+        self._patient = False
+        self._settle()
+
+    def _settle(self) -> None:
+        self._ready = self._ready or (bool(self.names()) and not (self._patient and self._loading))
 
     @property
     def loading(self) -> bool:
@@ -256,7 +264,10 @@ class Models:
         self._store_fault = None
         loading = {name: self._follow(name, plan) for name, plan in plans.items() if plan is not None}
         self._loading = {name: jobs for name, jobs in loading.items() if jobs}
+        for name in plans:
+            self._metrics.revision.labels(name)  # 0 until one is executed, which is how a model not answered is seen
         self._polled = True
+        self._settle()
 
     def _plan(self, name: str) -> RolloutPlan | None:
         """Return a model's plan; one that cannot be read holds nobody else's up."""

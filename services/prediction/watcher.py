@@ -63,6 +63,7 @@ class PlanWatcher:
             if not self.looked.is_set():
                 rest = left - time.monotonic()
                 if not self._models.loading or rest <= 0:
+                    self._models.hurry()
                     self.looked.set()
                 else:
                     seconds = min(seconds, rest)

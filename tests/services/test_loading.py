@@ -164,11 +164,36 @@ def test_the_first_look_waits_for_a_hung_model_so_long_and_no_longer(world, gate
     world.service.start()
     assert not world.service.looked(0.3)
     assert world.service.looked(20)
-    assert not world.service.ready
     until(lambda: "toy_tensor" in world.service.models.names())  # at its turn, which it need not wait for long
     assert revision(world, "toy_tensor") == 1
+    until(lambda: world.service.ready)
     refused = world.predict(row())
     assert (refused.status_code, "is being loaded" in refused.json()["error"]["reason"]) == (503, True)
+    assert world.get("/v2/models/toy_linear/ready").status_code == 503
+    gate.open()
+    until(lambda: "toy_linear" in world.service.models.names())
+    world.service._watcher.stop()
+
+
+def test_a_start_is_not_ready_while_its_models_are_loaded(world, gate):
+    gate.shut = {"1"}
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    save(world, first_plan("toy_tensor", world.artifact("t", model="toy_tensor"), salt="s"))
+    models = world.service.models
+    until(lambda: models.poll(patience=0.1) or models.names() == ["toy_tensor"], 30)
+    assert not world.service.ready, "the other one may be there in a second"
+    gate.open()
+    world.service.models.poll()
+    assert world.service.ready
+
+
+def test_nothing_is_ready_where_the_only_model_hangs(world, gate, monkeypatch):
+    gate.shut = {"1"}
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    monkeypatch.setattr(watcher, "_FIRST_SECONDS", 0.1)
+    world.service.start()
+    assert world.service.looked(20)
+    assert not world.service.ready
     gate.open()
     until(lambda: world.service.ready)
     world.service._watcher.stop()
@@ -216,7 +241,7 @@ def test_a_plan_store_that_stays_away_is_waited_for_so_long_and_no_longer(world,
     world.service._watcher.stop()
 
 
-def test_a_plug_in_that_hangs_holds_nobody_up_and_keeps_the_service_from_being_ready(world, gate, monkeypatch):
+def test_a_plug_in_that_hangs_holds_nobody_up_and_leaves_the_service_ready(world, gate, monkeypatch):
     world.deploy(world.artifact("1"))
     prepare, release = world.service.models._prepare_model, threading.Event()
 
@@ -227,13 +252,14 @@ def test_a_plug_in_that_hangs_holds_nobody_up_and_keeps_the_service_from_being_r
     monkeypatch.setattr(world.service.models, "_prepare_model", hangs)
     save(world, first_plan("toy_tensor", world.artifact("1", model="toy_tensor"), salt="s"))
     world.service.models.poll(patience=0.05)
-    assert not world.service.ready
+    assert world.service.ready
+    assert world.get("/v2/models/toy_tensor/ready").status_code == 503
     save(world, first_plan("toy_linear", world.artifact("2"), salt="s"))
     world.service.models.poll(patience=4.0)
     assert revision(world) == 2
     release.set()
     world.service.models.poll()
-    assert world.service.ready
+    assert world.get("/v2/models/toy_tensor/ready").status_code == 200
 
 
 def test_an_author_who_leaves_ends_a_load_and_not_the_watching(world, gate, monkeypatch):
