@@ -94,7 +94,8 @@ def _rollout() -> Board:
                    (f"trellis_rollout_paused{{{_M}}}", "{{model}} paused")], kind="stat", width=8),
             Panel("Plan's age", "Time since the plan was changed last.",
                   [(f"time() - trellis_plan_changed_timestamp_seconds{{{_M}}}", "{{model}}")], "s", "stat", 8),
-            Panel("Revision executed", "Every process must follow the newest revision within a second.",
+            Panel("Revision executed", "Every process must follow the newest revision within a second; 0: a model is "
+                  "not answered yet.",
                   [(f"trellis_plan_revision{{{_M}}}", "{{model}} {{instance}}")]),
             Panel("Decisions", "Decisions by kind and outcome, all time.",
                   [(f"sum by (model, kind, outcome) (trellis_decisions_total{{{_M}}})",

@@ -130,7 +130,7 @@ class PredictionService:
 
     @property
     def ready(self) -> bool:
-        """Whether every model with a plan can be answered."""
+        """Whether requests are to be sent here."""
         return self.models.ready
 
     def app(self) -> ASGIApp:
@@ -332,11 +332,7 @@ class PredictionService:
         Nothing in it may wait: not for the disk and not for a slow model. Features are read without waiting, or sent.
         """
         assert model.active is not None
-        return (
-            len(rows) <= _FEW_ROWS
-            and self._limits.flush_seconds > 0
-            and all(version.seconds < _QUICK_SECONDS for version in model.active.versions.values())
-        )
+        return len(rows) <= _FEW_ROWS and self._limits.flush_seconds > 0 and model.active.seconds < _QUICK_SECONDS
 
     def _open_features(self, model: ModelRuntime) -> None:
         _, schema = self._schema(model)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 _TURN_SECONDS = 2.0
+_LONG_SECONDS = 30.0  # after which the log says what is still being loaded
 
 Key = tuple[str, ...]
 
@@ -50,7 +54,13 @@ class Background:
         job = self._jobs.get(key)
         if job is None:
             job = self._jobs[key] = Job()
-            threading.Thread(target=self._run, args=(job, work), name=f"load-{key[0]}", daemon=True).start()
+            thread = threading.Thread(target=self._run, args=(job, work), name=f"load-{key[0]}", daemon=True)
+            try:
+                thread.start()
+            except (
+                RuntimeError
+            ) as error:  # the system has none to spare; a failed load is tried again, a silent one not
+                job.error, job.is_over = error, True
         return job
 
     def forget(self, model: str, but: Iterable[Key] = ()) -> None:
@@ -70,3 +80,13 @@ class Background:
                 self._turn.release()
             job.is_over = True
             self.news.set()
+
+
+def under_way(name: str, jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Return the jobs that have not ended; one that takes long is told of once."""
+    waits = {what: job for what, job in jobs.items() if not job.is_over}
+    for what, job in waits.items():
+        if not job.told and time.monotonic() - job.since > _LONG_SECONDS:
+            job.told = True
+            logger.warning("%s %s has been loading for %.0f s; what is held answers", name, what, _LONG_SECONDS)
+    return waits

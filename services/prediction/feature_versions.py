@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from services.prediction.features import Found, OnlineFeatures, find
 from services.prediction.metrics import Metrics
 from trellis.contract import ModelSpec
+from trellis.rollout.plan import RolloutPlan
 
 
 def find_each(
@@ -62,3 +64,17 @@ def find_each(
         stale |= {mine[part]: told for part, told in found.stale.items()}
         fallback |= {mine[part]: why for part, why in found.fallback.items()}
     return Found(columns, times, tuple(overrides), tuple(degraded), stale, fallback)
+
+
+def declarations(spec: ModelSpec, plan: RolloutPlan, versions: Collection[str]) -> dict[str, ModelSpec]:
+    """Return the declaration by version where a version reads another feature service than it names.
+
+    Where a version could not be loaded the champion answers, and from the champion's features.
+    """
+    reads: dict[str, ModelSpec] = {}
+    for variant in plan.variants:
+        answers = variant if variant.version in versions else plan.champion
+        service = answers.release.feature_service if answers.release is not None else ""
+        if service and service != spec.feature_service:
+            reads[variant.version] = replace(spec, feature_service=service)
+    return reads

@@ -123,7 +123,7 @@ class Metrics:
         )
         self.revision = Gauge(
             "trellis_plan_revision",
-            "Revision of the plan being executed.",
+            "Revision of the plan being executed; 0 where a model has one and is not answered yet.",
             ["model"],
             registry=registry,
             multiprocess_mode="min",

@@ -194,7 +194,9 @@ def _common(infer: Mapping[str, Any], example: Any) -> dict[str, Any]:
         {"model_name": "…", "outputs": []},
         "ProtocolError",
     )
-    ready = get(protocol, "Whether every model is loaded (503 until then)", guarded=False)
+    ready = get(
+        protocol, "Whether requests are taken: 503 until the models were loaded, as far as they can be", guarded=False
+    )
     ready["get"]["responses"]["503"] = {"description": "Not yet.", "content": {"application/json": {"schema": {}}}}
     return {
         "/v1/models": get("models", "List the models being served"),

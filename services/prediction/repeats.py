@@ -46,15 +46,14 @@ class Repeats:
         """Return the answer of ``make``, or the one given before for the same id and body, and whether it is a repeat.
 
         A request under way is awaited rather than made twice, also where its first caller has gone. One that failed is
-        made again.
+        made again, and so is one that was taken out of the queue because its first caller's time was over.
 
         Raises:
             RequestError: The id was used for another body (409).
         """
         self._forget()
         key, digest = (model, request_id), hashlib.blake2b(body, digest_size=16).digest()
-        entry = self._under_way.get(key) or self._answered.get(key)
-        if entry is not None:
+        while (entry := self._under_way.get(key) or self._answered.get(key)) is not None:
             if entry.digest != digest:
                 raise RequestError(
                     "id",
@@ -62,7 +61,11 @@ class Repeats:
                     status=409,
                     remedy="Give every request its own id.",
                 )
-            return await asyncio.shield(entry.task), True
+            try:
+                return await asyncio.shield(entry.task), True
+            except asyncio.CancelledError:
+                if not entry.task.cancelled() or _is_cancelled():
+                    raise
         task = asyncio.ensure_future(make())
         entry = self._under_way[key] = _Entry(digest, task)
         task.add_done_callback(lambda done: self._done(key, entry, done))
@@ -84,3 +87,9 @@ class Repeats:
                 return
             del self._answered[key]
             self._bytes -= entry.size
+
+
+def _is_cancelled() -> bool:
+    """Tell whether whoever awaits is to end, rather than what is awaited has ended."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

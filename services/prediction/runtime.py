@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from services.prediction.background import Background, Job, Key
+from services.prediction.background import Background, Job, Key, under_way
 from services.prediction.columns import batch, to_json
+from services.prediction.errors import UnavailableError
+from services.prediction.feature_versions import declarations
 from services.prediction.metrics import Metrics
 from services.prediction.versions import LoadedVersion, load
 from trellis.adapters.plan_store import Change
@@ -23,7 +25,6 @@ from trellis.rollout.plan import RolloutPlan, Variant, line_of_champions
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-_LONG_SECONDS = 30.0  # after which the log says what is still being loaded
 
 
 class Plans(Protocol):
@@ -66,6 +67,12 @@ class Active:
     def champion(self) -> LoadedVersion:
         """The version that answers whatever no canary takes."""
         return self.versions[self.plan.champion.version]
+
+    @cached_property
+    def seconds(self) -> float:
+        """How long one row takes the slowest that may have to answer, ``previous`` included."""
+        held = [*self.versions.values(), *([self.previous] if self.previous is not None else [])]
+        return max(version.seconds for version in held)
 
 
 @dataclass
@@ -156,6 +163,8 @@ class Models:
         self._retry_at: dict[str, float] = {}
         self._store_fault: str | None = None
         self._polled = False
+        self._patient = True
+        self._ready = False
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -170,9 +179,13 @@ class Models:
 
         Raises:
             UnknownModelError: It is not served here; the message has close matches.
+            ArtifactError: It cannot be loaded, or not yet.
+            UnavailableError: Which models there are is not known yet.
         """
         model = self._models.get(name)
         if model is None or model.active is None:
+            if not self._polled:
+                raise UnavailableError("The plans have not been read yet.", remedy="Try again in a second.")
             known = self.names()
             if name in self._broken or (model is not None and model.faults):
                 why = self._broken.get(name) or "; ".join(model.faults.values() if model else ())
@@ -184,15 +197,21 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that has a plan can be answered, and there is one."""
-        names = self.names()
-        answered = bool(names) and len(names) == len(self._models) and not self._loading.keys() - set(names)
-        return self._polled and not self._broken and answered
+        """Whether requests are to be sent here; once they are, one bad model does not end it for all others."""
+        return self._ready
+
+    def hurry(self) -> None:
+        """Be ready as soon as any model is answered, whatever else is still being loaded."""
+        self._patient = False
+        self._settle()
+
+    def _settle(self) -> None:
+        self._ready = self._ready or (bool(self.names()) and not (self._patient and self._loading))
 
     @property
     def loading(self) -> bool:
-        """Whether a plan waits for something that is being loaded."""
-        return bool(self._loading)
+        """Whether the plans are still to be read, or one waits for something that is being loaded."""
+        return not self._polled or bool(self._loading)
 
     def status(self) -> dict[str, Any]:
         """Say what is served, and everything that is wrong, for people and for the readiness page."""
@@ -245,7 +264,10 @@ class Models:
         self._store_fault = None
         loading = {name: self._follow(name, plan) for name, plan in plans.items() if plan is not None}
         self._loading = {name: jobs for name, jobs in loading.items() if jobs}
+        for name in plans:
+            self._metrics.revision.labels(name)  # 0 until one is executed, which is how a model not answered is seen
         self._polled = True
+        self._settle()
 
     def _plan(self, name: str) -> RolloutPlan | None:
         """Return a model's plan; one that cannot be read holds nobody else's up."""
@@ -283,7 +305,7 @@ class Models:
                 work = partial(load, model.plugin, model.sample, v, self._home, self._verify_key)
                 jobs[key] = self._background.job(key, work)
         self._background.forget(name, but=jobs)
-        waits = _under_way(name, {f"version {key[1]}": job for key, job in jobs.items()})
+        waits = under_way(name, {f"version {key[1]}": job for key, job in jobs.items()})
         if waits:
             return waits
         repeated, model.tried = model.tried == plan, plan
@@ -296,17 +318,20 @@ class Models:
         self._background.forget(name)
         model.retry_at = now + _RETRY_SECONDS if faults else float("inf")
         done = plan
-        if plan.unit is not None and plan.unit not in model.spec.fields:
-            # A later plug-in has dropped the field. Then each row is drawn by its own id, which is also what the log
-            # has as its unit; so whoever counts by unit counts what was drawn.
+        if plan.unit is not None and plan.unit not in {f.name for f in model.spec.request}:
+            # A later plug-in has dropped the field, or made it a feature, which callers need not send. Then each row is
+            # drawn by its own id, which is also what the log has as its unit; so whoever counts by unit counts what was
+            # drawn.
             done = replace(plan, unit=None)
-            faults["plan"] = f"Its unit {plan.unit!r} is no field of the plug-in; every row is assigned by itself."
+            faults["plan"] = (
+                f"Its unit {plan.unit!r} is no request field of the plug-in; every row is assigned by itself."
+            )
             if not repeated:
                 logger.warning("%s revision %d: %s", name, plan.revision, faults["plan"])
         model.faults = faults
         if plan.champion.version in held:
             # One assignment: requests under way keep the old one, and the last of them releases it.
-            model.active = Active(done, held, self._behind(active, plan, held), _reads(model.spec, plan, held))
+            model.active = Active(done, held, self._behind(active, plan, held), declarations(model.spec, plan, held))
             self._metrics.revision.labels(name).set(plan.revision)
             self._metrics.expect(name, held)
             if not repeated:
@@ -320,7 +345,7 @@ class Models:
         if name in self._broken and now < self._retry_at.get(name, 0.0):
             return None, {}
         job = self._background.job((name, "plug-in"), partial(self._prepared, name))
-        waits = _under_way(name, {"plug-in": job})
+        waits = under_way(name, {"plug-in": job})
         if waits:
             return None, waits
         self._background.forget(name)
@@ -360,16 +385,6 @@ class Models:
         return f"{type(error).__name__}: {error}"
 
 
-def _under_way(name: str, jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """Return the jobs that have not ended; one that takes long is told of once."""
-    waits = {what: job for what, job in jobs.items() if not job.is_over}
-    for what, job in waits.items():
-        if not job.told and time.monotonic() - job.since > _LONG_SECONDS:
-            job.told = True
-            logger.warning("%s %s has been loading for %.0f s; what is held answers", name, what, _LONG_SECONDS)
-    return waits
-
-
 def _held(active: Active | None, variant: Variant) -> LoadedVersion | None:
     """Return a plan's version where it is in memory, be it as the champion before this one."""
     if active is None:
@@ -378,17 +393,3 @@ def _held(active: Active | None, variant: Variant) -> LoadedVersion | None:
         if version is not None and (version.version, version.digest) == (variant.version, variant.digest):
             return version
     return None
-
-
-def _reads(spec: ModelSpec, plan: RolloutPlan, versions: Mapping[str, LoadedVersion]) -> dict[str, ModelSpec]:
-    """Return the declaration by version where a version reads another feature service than it names.
-
-    Where a version could not be loaded the champion answers, and from the champion's features.
-    """
-    reads: dict[str, ModelSpec] = {}
-    for variant in plan.variants:
-        answers = variant if variant.version in versions else plan.champion
-        service = answers.release.feature_service if answers.release is not None else ""
-        if service and service != spec.feature_service:
-            reads[variant.version] = replace(spec, feature_service=service)
-    return reads

@@ -188,8 +188,8 @@ class Prediction:
         """Begin to load, and take requests once what there is has been looked at.
 
         A worker that is started in the place of a dead one is handed connections at once; without its models it would
-        answer 404 to callers whom the other workers serve. A plan store that does not answer holds it up no longer than
-        the limit; then readiness tells when it is done.
+        refuse callers whom the other workers serve. A plan store that does not answer, or refuses, holds it up no
+        longer than the limit; then readiness tells when it is done.
         """
         self._service.start()
         self._service.workers.pulse.start()

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trellis.errors import RequestError
 
 _LENGTH = b"inference-header-content-length"
+_DIGITS = 20  # of a length; int() refuses thousands of them with an error of its own
 _JSON = (b"content-type", b"application/json")
 # Where the scope keeps the length of a binary body's JSON, and the request as plain JSON.
 _BINARY, _REQUEST = "trellis.binary", "trellis.request"
@@ -82,7 +83,7 @@ def from_binary(raw: bytes, length: bytes) -> bytes:
     Raises:
         RequestError: The lengths do not agree with the body, or a tensor's bytes with its datatype.
     """
-    if not length.isdigit() or int(length[:20]) > len(raw):
+    if not length.isdigit() or len(length) > _DIGITS or int(length) > len(raw):
         raise RequestError("inference-header-content-length", "is not within the body", status=400)
     end = int(length)
     try:

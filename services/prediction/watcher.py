@@ -11,7 +11,7 @@ from services.prediction.runtime import Models
 
 logger = logging.getLogger(__name__)
 
-_FIRST_SECONDS = 20.0  # that the first look waits for what is being loaded
+_FIRST_SECONDS = 20.0  # that the first look waits for the plans and what is being loaded
 
 
 class PlanWatcher:
@@ -24,7 +24,7 @@ class PlanWatcher:
         after: Called after every look, for gauges.
 
     Attributes:
-        looked: Set when the plans were looked at and what they name is loaded, or has taken too long to wait for.
+        looked: Set when the plans were read and what they name is loaded, or it has taken too long to wait for.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class PlanWatcher:
             if not self.looked.is_set():
                 rest = left - time.monotonic()
                 if not self._models.loading or rest <= 0:
+                    self._models.hurry()
                     self.looked.set()
                 else:
                     seconds = min(seconds, rest)

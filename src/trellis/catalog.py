@@ -34,7 +34,9 @@ from trellis.errors import (
 ENTRY_POINT_GROUP = "trellis.models"
 PRIVATE_PACKAGE = "_trellis_models"
 
-_LOADING = threading.RLock()
+# By plug-in: two threads that ask for one get the same, and one that hangs while it is imported holds up no other. What
+# they import in common is the interpreter's to guard, which has a lock for every module.
+_loading: dict[str, threading.RLock] = {}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Catalogue:
         """
         source = self._source(name)
         try:
-            with _LOADING:
+            with _loading.setdefault(name, threading.RLock()):
                 exported = source.fetch()
         except TrellisError as error:
             if isinstance(error, BrokenPluginError):
@@ -172,10 +174,9 @@ def _load_folder(folder: Path) -> ModuleType:
         taken = sys.modules.get(name)
     if taken is not None:
         return taken
-    if PRIVATE_PACKAGE not in sys.modules:
-        parent = ModuleType(PRIVATE_PACKAGE, "Folder plug-ins, loaded by path.")
-        parent.__path__ = []  # a package without a directory: nothing is found in it but what is put there
-        sys.modules[PRIVATE_PACKAGE] = parent
+    parent = ModuleType(PRIVATE_PACKAGE, "Folder plug-ins, loaded by path.")
+    parent.__path__ = []  # a package without a directory: nothing is found in it but what is put there
+    sys.modules.setdefault(PRIVATE_PACKAGE, parent)  # at once: other threads may be here for other plug-ins
     spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(folder)])
     assert spec is not None
     assert spec.loader is not None
@@ -186,7 +187,7 @@ def _load_folder(folder: Path) -> ModuleType:
         if not hasattr(module, "plugin"):
             raise ContractError("its __init__.py exports no 'plugin'.")
     except BaseException:
-        for loaded in [n for n in sys.modules if n == name or n.startswith(name + ".")]:
+        for loaded in [n for n in list(sys.modules) if n == name or n.startswith(name + ".")]:
             del sys.modules[loaded]
         raise
     return module

@@ -206,7 +206,7 @@ class Client:
         return [ModelInfo(**{name: m[name] for name in names}) for m in self._call("GET", "/v1/models")["models"]]
 
     def ready(self) -> bool:
-        """Return whether every model with a plan can be answered; one try, and no answer means no."""
+        """Return whether the service takes requests; one try, and no answer means no."""
         try:
             status, _, _ = self._send("GET", "/v2/health/ready", None)
         except (OSError, http.client.HTTPException):

@@ -221,9 +221,11 @@ def test_a_stored_plan_that_is_none_stops_neither_its_model_nor_the_others(world
     assert world.service.models.status()["broken"] == {}
 
 
-def test_a_plan_whose_unit_a_later_plug_in_has_dropped_is_executed_row_by_row(world, row, caplog):
+@pytest.mark.parametrize("unit", ["tail_number", "rate"])
+def test_a_plan_whose_unit_a_later_plug_in_has_dropped_is_executed_row_by_row(world, row, caplog, unit):
+    """A field that it has made a feature is dropped too: callers need not send it, and would all be one unit."""
     one, two = world.artifact("1"), world.artifact("2")
-    plan = world.deploy(one, two, share=0.5, unit="tail_number")
+    plan = world.deploy(one, two, share=0.5, unit=unit)
     body = world.predict(*[row(x=i / 20) for i in range(20)])
     assert body.status_code == 200, body.text
     for prediction in body.json()["predictions"]:
@@ -232,10 +234,10 @@ def test_a_plan_whose_unit_a_later_plug_in_has_dropped_is_executed_row_by_row(wo
     frame = world.logged()
     assert frame["unit"].tolist() == frame["id"].tolist(), "what was drawn is what is counted"
     status = world.service.models.status()
-    assert "'tail_number' is no field" in status["models"]["toy_linear"]["faults"]["plan"]
+    assert f"{unit!r} is no request field" in status["models"]["toy_linear"]["faults"]["plan"]
     assert status["ready"]
     for _ in range(3):
         world.service.models.poll()
-    assert caplog.text.count("'tail_number' is no field") == 1
+    assert caplog.text.count(f"{unit!r} is no request field") == 1
     world.deploy(one, two, share=0.5, unit="note")
     assert world.service.models.status()["models"]["toy_linear"]["faults"] == {}

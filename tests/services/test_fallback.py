@@ -1,5 +1,6 @@
 """Cache and fallback: which link answered is said and logged, and no link answers for another version's inputs."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_the_version_before_stands_in_for_a_champion_that_breaks(world, row):
     logged = world.logged().set_index("id")
     assert logged.loc["r#0", ["version", "variant", "instead_of"]].tolist() == ["1", "previous", "2"]
     assert world.metric("trellis_variant_errors_total", model="toy_linear", version="2") == 1
+
+
+@pytest.mark.parametrize(("slowest", "on_the_loop"), [(0.0001, True), (0.3, False)])
+def test_a_slow_version_that_may_stand_in_is_never_scored_on_the_event_loop(world, row, slowest, on_the_loop):
+    world.limits.flush_seconds = 0.01
+    world.service._logs.close()
+    world.service = world.make(CollectorRegistry())
+    world.app = world.service.app()
+    world.deploy(world.artifact("1"))
+    world.deploy(world.artifact("2", raises=True))
+    model, scored = world.service.models.get("toy_linear"), []
+    before, quick = model.active.previous, replace(model.active.champion, seconds=0.0001)
+    predict = before.predictor.predict
+    before.predictor.predict = lambda batch: scored.append(threading.current_thread()) or predict(batch)
+    model.active = replace(model.active, versions={"2": quick}, previous=replace(before, seconds=slowest))
+    assert world.predict(row(x=9.5, rate=0.2, size=10.0)).json()["variant"] == "previous"
+    assert [thread is threading.main_thread() for thread in scored] == [on_the_loop]
 
 
 def test_a_version_that_was_rolled_back_never_stands_in(world, row):

@@ -12,6 +12,7 @@ from services.prediction.auth import RefusedError
 from services.prediction.errors import UnavailableError
 from services.prediction.metrics import Metrics
 from trellis.adapters.api_keys import KeyStore
+from trellis.errors import StorageError
 from trellis.rollout.plan import first_plan, with_canary
 
 BY = {"who": "ann", "why": "a test"}
@@ -163,17 +164,84 @@ def test_the_first_look_waits_for_a_hung_model_so_long_and_no_longer(world, gate
     world.service.start()
     assert not world.service.looked(0.3)
     assert world.service.looked(20)
-    assert not world.service.ready
     until(lambda: "toy_tensor" in world.service.models.names())  # at its turn, which it need not wait for long
     assert revision(world, "toy_tensor") == 1
+    until(lambda: world.service.ready)
     refused = world.predict(row())
     assert (refused.status_code, "is being loaded" in refused.json()["error"]["reason"]) == (503, True)
+    assert world.get("/v2/models/toy_linear/ready").status_code == 503
+    gate.open()
+    until(lambda: "toy_linear" in world.service.models.names())
+    world.service._watcher.stop()
+
+
+def test_a_start_is_not_ready_while_its_models_are_loaded(world, gate):
+    gate.shut = {"1"}
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    save(world, first_plan("toy_tensor", world.artifact("t", model="toy_tensor"), salt="s"))
+    models = world.service.models
+    until(lambda: models.poll(patience=0.1) or models.names() == ["toy_tensor"], 30)
+    assert not world.service.ready, "the other one may be there in a second"
+    gate.open()
+    world.service.models.poll()
+    assert world.service.ready
+
+
+def test_nothing_is_ready_where_the_only_model_hangs(world, gate, monkeypatch):
+    gate.shut = {"1"}
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    monkeypatch.setattr(watcher, "_FIRST_SECONDS", 0.1)
+    world.service.start()
+    assert world.service.looked(20)
+    assert not world.service.ready
     gate.open()
     until(lambda: world.service.ready)
     world.service._watcher.stop()
 
 
-def test_a_plug_in_that_hangs_holds_nobody_up_and_keeps_the_service_from_being_ready(world, gate, monkeypatch):
+class Refusing:
+    """A plan store that refuses connections until it is back."""
+
+    def __init__(self, plans):
+        self._plans, self.is_back, self.asked = plans, False, 0
+
+    def models(self):
+        self.asked += 1
+        if not self.is_back:
+            raise StorageError("The plan store cannot be reached: connection refused.")
+        return self._plans.models()
+
+    def __getattr__(self, name):
+        return getattr(self._plans, name)
+
+
+def test_a_start_without_the_plan_store_waits_for_it_and_calls_no_model_unknown(world, row):
+    save(world, first_plan("toy_linear", world.artifact("1"), salt="s"))
+    store = world.service.models._plans = Refusing(world.plans)
+    world.service.start()
+    until(lambda: store.asked > 3)
+    assert not world.service.looked(0)
+    for answer in (world.predict(row()), world.predict(row(), model="toy_tensor"), world.get("/v1/models/toy_linear")):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "not been read yet" in answer.json()["error"]["reason"]
+    store.is_back = True
+    assert world.service.looked(20)
+    assert world.predict(row()).status_code == 200
+    assert world.predict(row(), model="toy_tensor").status_code == 404, "now it is known that there is none"
+    world.service._watcher.stop()
+
+
+def test_a_plan_store_that_stays_away_is_waited_for_so_long_and_no_longer(world, row, monkeypatch):
+    world.service.models._plans = Refusing(world.plans)
+    monkeypatch.setattr(watcher, "_FIRST_SECONDS", 0.3)
+    world.service.start()
+    assert world.service.looked(20)
+    assert world.predict(row()).status_code == 503
+    assert not world.service.ready
+    world.service._watcher.stop()
+
+
+def test_a_plug_in_that_hangs_holds_nobody_up_and_leaves_the_service_ready(world, gate, monkeypatch):
     world.deploy(world.artifact("1"))
     prepare, release = world.service.models._prepare_model, threading.Event()
 
@@ -184,13 +252,14 @@ def test_a_plug_in_that_hangs_holds_nobody_up_and_keeps_the_service_from_being_r
     monkeypatch.setattr(world.service.models, "_prepare_model", hangs)
     save(world, first_plan("toy_tensor", world.artifact("1", model="toy_tensor"), salt="s"))
     world.service.models.poll(patience=0.05)
-    assert not world.service.ready
+    assert world.service.ready
+    assert world.get("/v2/models/toy_tensor/ready").status_code == 503
     save(world, first_plan("toy_linear", world.artifact("2"), salt="s"))
     world.service.models.poll(patience=4.0)
     assert revision(world) == 2
     release.set()
     world.service.models.poll()
-    assert world.service.ready
+    assert world.get("/v2/models/toy_tensor/ready").status_code == 200
 
 
 def test_an_author_who_leaves_ends_a_load_and_not_the_watching(world, gate, monkeypatch):
@@ -213,3 +282,30 @@ def test_what_failed_is_tried_again_after_a_while(world, gate, monkeypatch):
     world.service.models.poll()
     assert revision(world) == 2
     assert world.service.models.status()["models"]["toy_linear"]["faults"] == {}
+
+
+def test_a_thread_that_cannot_be_started_is_a_failed_load_and_ends_no_look(world, monkeypatch):
+    one, tensor = world.artifact("1"), world.artifact("1", model="toy_tensor")
+    start, names = threading.Thread.start, []
+
+    def refused_once(thread):
+        names.append(thread.name)
+        if names.count(thread.name) == 1 and thread.name == "load-toy_linear":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused_once)
+    save(world, first_plan("toy_linear", one, salt="s"))
+    save(world, first_plan("toy_tensor", tensor, salt="s"))
+    world.service.models.poll()
+    assert world.service.models.names() == ["toy_tensor"]
+    assert "can't start new thread" in world.service.models.status()["broken"]["toy_linear"]
+    world.service.models._retry_at["toy_linear"] = 0.0
+    world.service.models.poll()
+    assert world.service.models.names() == ["toy_linear", "toy_tensor"]
+    names.clear()
+    world.deploy(world.artifact("2"))
+    assert "can't start new thread" in world.service.models.status()["models"]["toy_linear"]["faults"]["2"]
+    world.service.models.get("toy_linear").retry_at = 0.0
+    world.service.models.poll()
+    assert revision(world) == 2

@@ -123,6 +123,8 @@ def test_strings_numbers_and_missing_values(world, row):
     [
         ({"headers": {"inference-header-content-length": "999999"}}, 400, "inference-header-content-length"),
         ({"headers": {"inference-header-content-length": "-1"}}, 400, "inference-header-content-length"),
+        ({"headers": {"inference-header-content-length": "0" * 4301}}, 400, "inference-header-content-length"),
+        ({"headers": {"inference-header-content-length": "0" * 20 + "9"}}, 400, "inference-header-content-length"),
         ({"headers": {"inference-header-content-length": "3"}}, 400, ""),
         ({"tail": b"xx"}, 400, "inputs"),
         ({"size": 10**9}, 400, "inputs.0.parameters.binary_data_size"),

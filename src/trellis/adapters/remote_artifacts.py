@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from trellis.adapters.object_files import ObjectFiles
 from trellis.errors import ArtifactError, StorageError
 
 _SCHEME = "s3://"
+_PARTIAL = ".partial-"
+_LEFT_SECONDS = 3600.0  # a fetch that has written nothing for so long was cut short
 
 
 def local_artifact(location: str, digest: str, home: Path) -> Path:
@@ -39,7 +43,8 @@ def local_artifact(location: str, digest: str, home: Path) -> Path:
     store = ObjectFiles("artifacts", location)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=copy.parent))
+        _clear(copy.parent)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=copy.parent))
     except OSError as error:
         raise StorageError(
             f"No artifact can be kept: {error.strerror or error}.", where=copy.parent, remedy="Free disk space."
@@ -58,6 +63,15 @@ def local_artifact(location: str, digest: str, home: Path) -> Path:
         return copy
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(directory: Path) -> None:
+    """Remove what fetches that were cut short have left behind; a killed process cannot do so itself."""
+    for partial in directory.glob(f"{_PARTIAL}*"):
+        with suppress(OSError):  # whoever fetches at the same time may clear it as well
+            newest = max(path.stat().st_mtime for path in (partial, *partial.rglob("*")))
+            if time.time() - newest > _LEFT_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_document(location: str) -> str:

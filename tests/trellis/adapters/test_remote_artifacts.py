@@ -2,7 +2,9 @@
 real thing is in tests/stack, where the service loads what MLflow has put into S3.
 """
 
+import os
 import threading
+import time
 
 import pytest
 
@@ -54,6 +56,21 @@ def test_what_broke_off_leaves_nothing_and_is_tried_again(artifact, tmp_path, mo
             local_artifact(location, digest, tmp_path / "home")
     assert not list((tmp_path / "home" / "artifacts").iterdir())
     verify(local_artifact(location, digest, tmp_path / "home"), digest)
+
+
+def test_what_killed_fetches_left_is_cleared_and_what_is_being_fetched_is_not(artifact, tmp_path):
+    location, digest = artifact
+    place = tmp_path / "home" / "artifacts"
+    long_ago = time.time() - 2 * 3600
+    for name, moment in (("killed", long_ago), ("slow", time.time())):
+        directory = place / f".partial-{name}" / "deeper"
+        directory.mkdir(parents=True)
+        (directory / "big").write_text("...")
+        os.utime(directory / "big", (moment, moment))
+        for path in (directory, directory.parent):  # which a growing file leaves as old as they are
+            os.utime(path, (long_ago, long_ago))
+    local_artifact(location, digest, tmp_path / "home")
+    assert {path.name for path in place.iterdir()} == {digest, ".partial-slow"}
 
 
 def test_two_at_once_both_get_it(artifact, tmp_path):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,57 @@ def test_a_folder_plugin_loads_with_its_relative_imports(tmp_path: Path) -> None
 def test_the_same_plugin_asked_twice_is_the_same_object(tmp_path: Path) -> None:
     folder(tmp_path, "toy_same")
     assert only_folders(tmp_path).plugin("toy_same") is only_folders(tmp_path).plugin("toy_same")
+
+
+def test_a_plugin_that_hangs_while_imported_holds_up_only_who_asks_for_it(tmp_path: Path) -> None:
+    waits = "import time, pathlib\nwhile not pathlib.Path({go!r}).exists():\n    time.sleep(0.01)\n"
+    folder(tmp_path, "toy_hung", code=waits.format(go=str(tmp_path / "go")) + PLUGIN.format(declared="toy_hung"))
+    folder(tmp_path, "toy_free")
+    catalogue, found = only_folders(tmp_path), {}
+
+    def ask(key: str, name: str) -> threading.Thread:
+        thread = threading.Thread(target=lambda: found.update({key: catalogue.plugin(name)}), daemon=True)
+        thread.start()
+        return thread
+
+    hung = [ask("first", "toy_hung"), ask("second", "toy_hung")]
+    free = ask("free", "toy_free")
+    free.join(20)
+    try:
+        assert found.keys() == {"free"}
+    finally:
+        (tmp_path / "go").touch()
+    for thread in (*hung, free):
+        thread.join(20)
+    assert found["first"] is found["second"], "nobody gets half of it, and nobody imports it again"
+
+
+def test_a_broken_plugin_is_cleared_away_while_others_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path, "toy_breaks", code="1 / 0")
+    for i in range(20_000):  # so that it takes long enough to be interrupted
+        monkeypatch.setitem(sys.modules, f"toy_filler_{i}", sys)
+    stop = threading.Event()
+
+    def imports() -> None:
+        while not stop.is_set():
+            for i in range(50):
+                sys.modules[f"toy_elsewhere_{i}"] = sys
+            for i in range(50):
+                del sys.modules[f"toy_elsewhere_{i}"]
+
+    elsewhere, interval = threading.Thread(target=imports), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    elsewhere.start()
+    try:
+        for _ in range(5):
+            with pytest.raises(BrokenPluginError, match="ZeroDivisionError"):
+                only_folders(tmp_path).plugin("toy_breaks")
+    finally:
+        stop.set()
+        elsewhere.join()
+        sys.setswitchinterval(interval)
 
 
 def test_models_never_becomes_a_global_module(tmp_path: Path) -> None:
