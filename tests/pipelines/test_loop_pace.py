@@ -179,6 +179,7 @@ def fail(home: Path, day: float, days: float, version: str, received: float | No
 
 
 def test_a_champion_that_answers_nothing_does_not_stop_the_clock(served: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.moments import moment
     from pipelines.plugins import plugin_named
     from pipelines.stores import plans
     from pipelines.training import Recipe, train_model
@@ -186,6 +187,8 @@ def test_a_champion_that_answers_nothing_does_not_stop_the_clock(served: Path, m
     plugin = plugin_named(MODEL)
     policy = replace(plugin.spec.rollout, strategy="blue_green", rollback_days=1.0)
     monkeypatch.setattr(plugin, "spec", replace(plugin.spec, rollout=policy))
+    # Requests arrive by the simulated clock here, so the switch happened by it, too.
+    monkeypatch.setattr("pipelines.rollout._switch", lambda state: moment(state.entered_at))
     assert train_model(MODEL, Recipe("linear", seed=99), until=text(0)).verdict == "PROMOTE"
     assert a_turn("turn_loop").look.at == "2013-05-17T23:56:25Z"
     assert plans().current(MODEL).champion.version == "2"
