@@ -57,9 +57,7 @@ class Background:
             thread = threading.Thread(target=self._run, args=(job, work), name=f"load-{key[0]}", daemon=True)
             try:
                 thread.start()
-            except (
-                RuntimeError
-            ) as error:  # the system has none to spare; a failed load is tried again, a silent one not
+            except RuntimeError as error:  # the system has none to spare; a load that failed is tried again
                 job.error, job.is_over = error, True
         return job
 
