@@ -2,11 +2,11 @@
 
 All answer one JSON row of 15 numbers with the same XGBoost model (100 trees, depth 6), one worker each, 16 connections,
 on loopback. The peers are in ``peers/``: BentoML, LitServe and MLServer as their documentation writes an endpoint,
-``mlflow models serve``, and the least code that can answer over uvicorn, once with XGBoost itself and once with ONNX
-Runtime (which this service scores with). LitServe, MLServer and MLflow run in environments of their own, which are made
-in ``.bench/`` the first time (a few minutes and an index of packages). This service does more than any of them: typed
-checks, the split, contract checks, a durable record of every answer, metrics. Rounds are interleaved and medians
-reported, because machines are noisy: read the ratios.
+``mlflow models serve`` (with a signature, so that it checks what is sent, and bare), and the least code that can answer
+over uvicorn, once with XGBoost itself and once with ONNX Runtime (which this service scores with). LitServe, MLServer
+and MLflow run in environments of their own, which are made in ``.bench/`` the first time (a few minutes and an index of
+packages). This service does more than any of them: typed checks, the split, contract checks, a durable record of every
+answer, metrics. Rounds are interleaved and medians reported, because machines are noisy: read the ratios.
 
 ``ours+key`` asks for an API key with a limit; ``ours+shadow`` scores a tenth of the requests again in the shadow (with
 two cores the shadow takes the load generator's place now and then); in ``ours+hung`` the shadow never comes back.
@@ -56,6 +56,7 @@ EVERYONE = (
     "litserve",
     "mlserver",
     "mlflow",
+    "mlflow-bare",
 )
 
 PLUGIN = '''
@@ -270,13 +271,15 @@ def others(home: Path, ports: dict[str, int], row: dict[str, float]) -> dict[str
         body = {"inputs": [tensor], "outputs": [{"name": "predict_proba"}]}
         found["mlserver"] = ([str(place / "mlserver"), "start", str(directory)], {}, "/v2/models/rows/infer", body)
     if place := environment("mlflow"):
-        made = [str(place / "python"), str(PEERS / "mlflow_model.py"), str(home / "model.ubj"), str(home / "mlflow")]
+        kinds = {who: str(home / who) for who in ("mlflow", "mlflow-bare")}
+        made = [str(place / "python"), str(PEERS / "mlflow_model.py"), str(home / "model.ubj"), *kinds.values()]
         subprocess.run(made, check=True, capture_output=True)
-        command = [str(place / "mlflow"), "models", "serve", "--model-uri", str(home / "mlflow")]
-        command += ["--env-manager", "local", "--workers", "1", "--host", "127.0.0.1", "--port", str(ports["mlflow"])]
         path = {"PATH": f"{place}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
         body = {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}}
-        found["mlflow"] = (command, path, "/invocations", body)
+        for who, served in kinds.items():
+            command = [str(place / "mlflow"), "models", "serve", "--model-uri", served, "--env-manager", "local"]
+            command += ["--workers", "1", "--host", "127.0.0.1", "--port", str(ports[who])]
+            found[who] = (command, path, "/invocations", body)
     return found
 
 
@@ -286,7 +289,7 @@ def probability(who: str, answer: dict) -> float:
         return answer["predictions"][0]["probability"]
     if who == "mlserver":
         return answer["outputs"][0]["data"][-1]
-    return answer["predictions"][0] if who == "mlflow" else answer["probability"]
+    return answer["predictions"][0] if who.startswith("mlflow") else answer["probability"]
 
 
 def main() -> None:
@@ -357,7 +360,7 @@ def main() -> None:
             ),
         }
         wanted = chosen.only.split(",")
-        if {"litserve", "mlserver", "mlflow"} & set(wanted):
+        if {"litserve", "mlserver", "mlflow", "mlflow-bare"} & set(wanted):
             servers |= others(home, ports, row)
         targets, answers = {}, {}
         for who in wanted:
@@ -397,7 +400,7 @@ def main() -> None:
         print(f"{'':14}{'req/s':>8}{'p50 ms':>9}{'p99 ms':>9}{'not 2xx':>9}")
         for who, m in medians.items():
             print(f"{who:14}{m['rps']:8.0f}{m['p50']:9.2f}{m['p99']:9.2f}{m['bad']:9.0f}")
-        for peer in ("bentoml", "mlserver", "litserve", "mlflow", "raw-xgb", "raw"):
+        for peer in ("bentoml", "mlserver", "litserve", "mlflow", "mlflow-bare", "raw-xgb", "raw"):
             if peer in medians and "ours" in medians:
                 print(f"ours / {peer}: {medians['ours']['rps'] / medians[peer]['rps']:.2f}x requests per second")
         for more in ("ours+key", "ours+shadow", "ours+hung"):
